@@ -1,0 +1,58 @@
+# Every target sets up .venv by itself when it has to.
+#
+# The package is installed in strict editable mode: a tree of links that tools can follow. A new or
+# removed source file is seen only after the install runs again, so the install depends on the list
+# of source files (SOURCES_LIST, rewritten only when the list changes).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES_LIST := $(VENV)/sources.txt
+PROTOS := moeray/v1/inference.proto moeray/engine/v1/engine.proto
+PYTEST_FLAGS ?=
+
+# The embedded checkpoint of demo and tests stays inside the repository.
+export MOERAY_CACHE_DIR ?= $(CURDIR)/.cache/moeray
+
+.PHONY: help setup demo test lint proto clean FORCE
+
+help:
+	@echo "make demo    install, start a two-rank cluster, ask it at each reasoning effort, stop it"
+	@echo "make test    lint, types and all tests"
+	@echo "make setup   make .venv and install;   make lint   ruff, mypy, buf;   make proto   protoc"
+
+setup: $(VENV)/installed
+
+$(VENV)/dependencies: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=24' 'setuptools>=77'
+	$(BIN)/pip install --quiet --editable '.[engine,test,dev]' --config-settings editable_mode=strict
+	touch $@
+
+$(SOURCES_LIST): FORCE | $(VENV)/dependencies
+	@find cluster kernels worker protos -name '*.py' -o -name '*.pyi' | sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(VENV)/installed: $(VENV)/dependencies $(SOURCES_LIST)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable . --config-settings editable_mode=strict
+	touch $@
+
+demo: setup
+	$(BIN)/moeray demo --ranks 2
+
+test: lint
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+proto: setup
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos \
+		--grpc_python_out=protos --mypy_out=quiet:protos --mypy_grpc_out=quiet:protos $(PROTOS)
+
+clean:
+	rm -rf $(VENV) build .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
