@@ -1,0 +1,95 @@
+"""The engine's vocabulary: what a request is, before and after the engine.
+
+Plain data without torch, shared by the service (which reads it from engine.proto), the channel
+automaton, the scheduler and the engine's loop.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class BodyKind(Enum):
+    """What a message body counts as; it decides which token may end it."""
+
+    ANALYSIS = "analysis"
+    COMMENTARY = "commentary"
+    TOOL_CALL = "tool_call"
+    FINAL = "final"
+
+
+class FinishReason(Enum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    TOOL_CALL = "tool_call"
+    LENGTH = "length"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn. temperature 0 is greedy; top_k 0 is all tokens."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    """An unsigned 64-bit integer: the key of the counter-based generator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One legal header: the tokens after ``<|start|>assistant`` through ``<|message|>``."""
+
+    token_ids: tuple[int, ...]
+    kind: BodyKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelRules:
+    """Inputs of the channel automaton for one request."""
+
+    turn_opening: tuple[int, ...]
+    """The tokens of ``<|start|>assistant``."""
+    headers: tuple[Header, ...]
+    thinking_budget: int | None = None
+    """Hard limit on tokens in analysis bodies over the whole answer; None is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """Names a request inside one engine: the gateway's stream, and the gateway's own key."""
+
+    link: int
+    key: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One request as the engine takes it. Lengths are in tokens."""
+
+    key: RequestKey
+    epoch: int
+    rank: int
+    prompt: tuple[int, ...]
+    max_output_tokens: int
+    sampling: SamplingParams
+    channel_rules: ChannelRules
+    priority: int = 0
+
+
+class TokenRow(NamedTuple):
+    """What one request gained in one step: a row of a StepBatch.
+
+    A tuple because the engine makes one for every request in every step, and a frozen dataclass
+    takes three times as long to make.
+    """
+
+    key: RequestKey
+    epoch: int
+    first_index: int
+    """Index of the first token of this row in the answer, from 0."""
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    failure: str = ""
