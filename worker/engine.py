@@ -1,0 +1,87 @@
+"""The engine's loop: plan, execute, commit.
+
+An Engine is the scheduler and the ranks, and is owned by one thread (``engine_thread.py``).
+"""
+
+from dataclasses import dataclass
+
+from moeray.worker.channels import ChannelAutomaton
+from moeray.worker.config import EngineConfig
+from moeray.worker.kv_plan import KvPlan
+from moeray.worker.model_config import ModelConfig
+from moeray.worker.planner import rank_plans
+from moeray.worker.ranks import RankGroup
+from moeray.worker.request import EngineRequest, RequestKey, TokenRow
+from moeray.worker.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """How busy an engine is. Tuples are by rank."""
+
+    running: tuple[int, ...]
+    waiting: tuple[int, ...]
+    free_blocks: tuple[int, ...]
+    """Blocks of the full-attention layers."""
+    steps: int
+    """Steps since start."""
+
+
+class Engine:
+    """One expert-parallel group behind one scheduler."""
+
+    def __init__(self, scheduler: Scheduler, ranks: RankGroup) -> None:
+        self.scheduler = scheduler
+        self.ranks = ranks
+
+    @classmethod
+    def of(cls, config: EngineConfig, model_config: ModelConfig, ranks: RankGroup) -> "Engine":
+        """The engine for a model; its ranks are ready, or will be before the first step."""
+        context_length = model_config.context_length
+        kv = KvPlan.of(config, context_length, model_config.sliding_window)
+        scheduler = Scheduler(
+            config, kv, context_length=context_length, new_automaton=ChannelAutomaton
+        )
+        return cls(scheduler, ranks)
+
+    def submit(self, request: EngineRequest) -> None:
+        """Takes a request; raises RequestRefused where it can never run here."""
+        self.scheduler.submit(request)
+
+    def cancel(self, key: RequestKey) -> bool:
+        """Ends a request and frees its blocks; False where it is over or was never here."""
+        return self.scheduler.cancel(key)
+
+    def cancel_link(self, link: int) -> None:
+        """Cancels every request that came over one gateway's stream."""
+        self.scheduler.cancel_link(link)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is any request."""
+        return self.scheduler.busy
+
+    def step(self) -> list[TokenRow]:
+        """Runs one step; returns a row for each request that advanced. Raises RankFailure."""
+        plan = self.scheduler.plan()
+        if plan is None:
+            return []
+        drawn = self.ranks.execute(rank_plans(plan))
+        return self.scheduler.commit(plan, [tokens.tolist() for tokens in drawn])
+
+    def fail(self, reason: str) -> list[TokenRow]:
+        """Ends every request with a FAILED row."""
+        return self.scheduler.fail_all(reason)
+
+    def load(self) -> EngineLoad:
+        ranks = self.scheduler.ranks
+        return EngineLoad(
+            running=tuple(len(rank.running) for rank in ranks),
+            waiting=tuple(len(rank.waiting) for rank in ranks),
+            free_blocks=tuple(rank.blocks.full.free_blocks for rank in ranks),
+            steps=self.scheduler.steps,
+        )
+
+    def close(self) -> None:
+        """Lets the ranks go."""
+        self.ranks.close()
