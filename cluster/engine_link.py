@@ -1,0 +1,327 @@
+"""The gateway's links to engines: one bidirectional stream each, whatever the number of requests.
+
+Both ends prove that they know the cluster's token before anything else is said. A token is known by
+(request, epoch, index): rows of an older epoch are dropped, and a gap ends the request. A request
+never hangs and never ends in silence: when the stream dies, the engine lets it go, or rows do not
+follow each other, it fails with Unavailable. A broken link is opened again while its engine is
+registered.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Final, Self
+
+import grpc
+import structlog
+
+from moeray.cluster.contracts import EngineInfo
+from moeray.cluster.errors import Unavailable
+from moeray.engine.v1 import engine_pb2, engine_pb2_grpc
+from moeray.vocabulary.cluster_token import (
+    NONCE_METADATA,
+    PROOF_METADATA,
+    engine_proof,
+    gateway_proof,
+    new_nonce,
+    proofs_equal,
+)
+
+CONNECT_TIMEOUT_S: Final = 1.0
+"""How long a submit waits for its link."""
+RECONNECT_S: Final = 0.1
+MAX_RECONNECT_S: Final = 2.0
+ACK_BATCHES: Final = 64
+ACK_S: Final = 0.1
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.use_local_subchannel_pool", 1),
+    # An engine that stands still sends no end of stream. Not below what its server allows. The
+    # keepalive's own timeout does not end a connection in grpc 1.85, the ping's does (measured).
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+
+_Call = grpc.aio.StreamStreamCall[engine_pb2.ConnectRequest, engine_pb2.ConnectResponse]
+
+
+class LinkBroken(Exception):
+    """The stream cannot be used any more."""
+
+
+class RequestStream:
+    """One try of one request: an async iterator of the rows that piled up, in order.
+
+    Ends after the row with a finish reason. Raises Unavailable when the request is lost, at once,
+    also where rows were still to be read. Close it when done: a request that still runs is
+    cancelled at the engine.
+    """
+
+    def __init__(self, link: "EngineLink", key: int, epoch: int) -> None:
+        self._link = link
+        self.key = key
+        self.epoch = epoch
+        self._accepted: int | None = None
+        self._rows: list[engine_pb2.StepRow] = []
+        self._next_index = 0
+        self._finished = False
+        self._failure: Unavailable | None = None
+        self._news = asyncio.Event()
+
+    async def accepted(self) -> int:
+        """Wait until the engine took the request; returns the prompt tokens in its cache."""
+        while self._accepted is None:
+            await self._wait_for_news()
+        return self._accepted
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[engine_pb2.StepRow]:
+        while not self._rows and not self._finished:
+            await self._wait_for_news()
+        if self._failure is not None:
+            raise self._failure
+        if not self._rows:
+            raise StopAsyncIteration
+        rows, self._rows = self._rows, []
+        return rows
+
+    def close(self) -> None:
+        self._link.forget(self, cancel=not self._finished and self._failure is None)
+
+    def take_result(self, result: engine_pb2.SubmitResult) -> None:
+        if result.epoch != self.epoch:
+            return
+        if result.refusal:
+            self.fail(f"the engine refused the request: {result.refusal}")
+        self._accepted = result.cached_tokens
+        self._news.set()
+
+    def take_row(self, row: engine_pb2.StepRow) -> None:
+        if row.epoch < self.epoch or self._finished or self._failure is not None:
+            return
+        if row.epoch > self.epoch or row.first_index != self._next_index:
+            self.fail(
+                f"tokens were lost: expected epoch {self.epoch} index {self._next_index},"
+                f" got epoch {row.epoch} index {row.first_index}"
+            )
+            self._link.forget(self, cancel=True)
+        elif row.finish_reason == engine_pb2.FINISH_REASON_FAILED:
+            self.fail(row.failure or "the engine lost the request")
+        else:
+            self._next_index += len(row.token_ids)
+            self._rows.append(row)
+            self._finished = row.finish_reason != engine_pb2.FINISH_REASON_UNSPECIFIED
+            self._news.set()
+
+    def fail(self, message: str) -> None:
+        self._failure = self._failure or Unavailable(message)
+        self._news.set()
+
+    async def _wait_for_news(self) -> None:
+        if self._failure is None:
+            await self._news.wait()
+            self._news.clear()
+        if self._failure is not None:
+            raise self._failure
+
+
+class EngineLink:
+    """One stream to one engine, kept open."""
+
+    def __init__(self, engine: EngineInfo, token: bytes) -> None:
+        self.engine = engine
+        self._token = token
+        self._log = structlog.get_logger("moeray.engine_link").bind(engine_id=engine.engine_id)
+        self._open: dict[int, RequestStream] = {}
+        self._outgoing: asyncio.Queue[engine_pb2.ConnectRequest] = asyncio.Queue()
+        self._connected = asyncio.Event()
+        self._received = 0
+        self._acknowledged = 0
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._leaving = False
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._open
+
+    @property
+    def is_closed(self) -> bool:
+        return self._task.done()
+
+    async def submit(self, submit: engine_pb2.Submit) -> RequestStream:
+        """Start a request. Raises Unavailable when there is no connection in time."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._connected.wait()
+        except TimeoutError:
+            raise Unavailable(f"no link to engine {self.engine.engine_id}") from None
+        stream = RequestStream(self, submit.request_key, submit.epoch)
+        self._open[stream.key] = stream
+        self._outgoing.put_nowait(engine_pb2.ConnectRequest(submit=submit))
+        return stream
+
+    def forget(self, stream: RequestStream, *, cancel: bool) -> None:
+        """Drop what else comes for this try; ``cancel`` frees it at the engine too."""
+        if self._open.get(stream.key) is not stream:
+            return
+        del self._open[stream.key]
+        if cancel:
+            message = engine_pb2.Cancel(request_key=stream.key)
+            self._outgoing.put_nowait(engine_pb2.ConnectRequest(cancel=message))
+        self._close_if_done()
+
+    def leave(self) -> None:
+        """Close when the last request has ended."""
+        self._leaving = True
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._leaving and not self._open:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        async with grpc.aio.insecure_channel(
+            self.engine.address, options=_CHANNEL_OPTIONS
+        ) as channel:
+            delay_s = RECONNECT_S
+            while not self._leaving:
+                reason = "it was closed"
+                try:
+                    await self._converse(channel)
+                except (LinkBroken, grpc.aio.AioRpcError, TimeoutError) as error:
+                    code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else ""
+                    reason = code or str(error) or "no answer"
+                    self._log.warning("engine_link_broken", reason=reason)
+                finally:
+                    delay_s = RECONNECT_S if self._connected.is_set() else 2 * delay_s
+                    self._disconnect(f"the link to the engine broke: {reason}")
+                await asyncio.sleep(min(delay_s, MAX_RECONNECT_S))
+
+    async def _converse(self, channel: grpc.aio.Channel) -> None:
+        """One stream from proof to end; always ends in an exception.
+
+        A write that fails needs no care of its own: the stream has ended, and reading says why.
+        """
+        nonce = new_nonce()
+        metadata = ((NONCE_METADATA, nonce), (PROOF_METADATA, gateway_proof(self._token, nonce)))
+        call = engine_pb2_grpc.EngineServiceStub(channel).Connect(metadata=metadata)
+        try:
+            await self._check_proof(call, nonce)
+            self._connected.set()
+            self._log.info("engine_link_open", address=self.engine.address)
+            writing = asyncio.create_task(self._write(call))
+            try:
+                await self._read(call)
+            finally:
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+        finally:
+            call.cancel()
+
+    async def _check_proof(self, call: _Call, nonce: str) -> None:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            metadata = await call.initial_metadata()
+        given = str(dict(metadata or ()).get(PROOF_METADATA, ""))
+        if not given and call.done():
+            raise LinkBroken(f"{(await call.code()).name}: {await call.details()}")
+        if not proofs_equal(given, engine_proof(self._token, nonce)):
+            raise LinkBroken("the engine gave no proof of the cluster's token")
+
+    async def _write(self, call: _Call) -> None:
+        while True:
+            await call.write(await self._outgoing.get())
+
+    async def _read(self, call: _Call) -> None:
+        async for response in call:
+            match response.WhichOneof("message"):
+                case "step_batch":
+                    self._take_batch(response.step_batch)
+                case "submit_result":
+                    result = response.submit_result
+                    if (stream := self._open.get(result.request_key)) is not None:
+                        stream.take_result(result)
+        raise LinkBroken("the engine ended the stream")
+
+    def _take_batch(self, batch: engine_pb2.StepBatch) -> None:
+        if batch.sequence_number != self._received + 1:
+            raise LinkBroken(f"batch {batch.sequence_number} came after {self._received}")
+        self._received = batch.sequence_number
+        for row in batch.rows:
+            if (stream := self._open.get(row.request_key)) is not None:
+                stream.take_row(row)
+        if self._received - self._acknowledged >= ACK_BATCHES:
+            self._acknowledge()
+        elif self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(ACK_S, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        if self._received > self._acknowledged:
+            self._acknowledged = self._received
+            message = engine_pb2.Ack(sequence_number=self._received)
+            self._outgoing.put_nowait(engine_pb2.ConnectRequest(ack=message))
+
+    def _disconnect(self, reason: str) -> None:
+        self._connected.clear()
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        self._received = self._acknowledged = 0
+        self._outgoing = asyncio.Queue()
+        for stream in self._open.values():
+            stream.fail(reason)
+        self._open.clear()
+
+
+class EngineLinks:
+    """The links of one gateway, one for each registered engine."""
+
+    def __init__(self, token: bytes) -> None:
+        self._token = token
+        self._links: dict[str, EngineLink] = {}
+        self._leaving: set[EngineLink] = set()
+        self._changed = asyncio.Event()
+
+    def update(self, engines: Iterable[EngineInfo]) -> None:
+        """Open links to new engines; those of engines that left close after their last request."""
+        listed = {engine.engine_id: engine for engine in engines}
+        self._leaving = {link for link in self._leaving if not link.is_closed}
+        for engine_id in self._links.keys() - listed.keys():
+            link = self._links.pop(engine_id)
+            link.leave()
+            self._leaving.add(link)
+        for engine_id in listed.keys() - self._links.keys():
+            self._links[engine_id] = EngineLink(listed[engine_id], self._token)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def submit(self, engine_id: str, submit: engine_pb2.Submit) -> RequestStream:
+        """Start a request on an engine. Raises Unavailable."""
+        with contextlib.suppress(TimeoutError):
+            # A placement may arrive before the list that names its engine.
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                while engine_id not in self._links:
+                    await self._changed.wait()
+        link = self._links.get(engine_id)
+        if link is None:
+            raise Unavailable(f"engine {engine_id} is not registered")
+        return await link.submit(submit)
+
+    async def close(self) -> None:
+        links = {*self._links.values(), *self._leaving}
+        self._links.clear()
+        self._leaving.clear()
+        await asyncio.gather(*(link.close() for link in links))

@@ -1,0 +1,96 @@
+"""One gateway put together: server, router client, engine links and answers. No Ray in here."""
+
+import asyncio
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from moeray.cluster.answers import Answers
+from moeray.cluster.catalogue import Catalogue
+from moeray.cluster.contracts import EngineInfo
+from moeray.cluster.engine_link import EngineLinks
+from moeray.cluster.gateway_server import GatewayServer, ServerOptions
+from moeray.cluster.harmony import HarmonyRenderer
+from moeray.cluster.inference_service import InferenceService
+from moeray.cluster.router_client import Router, RouterClient
+from moeray.cluster.tokenizer import HarmonyTokenizer
+from moeray.cluster.validation import Validator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """What a gateway is told. Plain data, so that it can travel to any node."""
+
+    server: ServerOptions
+    cluster_token: bytes
+    """What gateways and engines prove to each other that they know."""
+    tokenizer_file: Path | None = None
+    """A tokenizer.json that wins over the checkpoint's own."""
+    checkpoint: Path | None = None
+    """The served checkpoint's folder, for its tokenizer. None: the packaged vocabulary."""
+    no_engine_wait_s: float = 30.0
+    """How long a request waits while no engine is registered."""
+    drain_grace_s: float = 30.0
+    """How long running answers may take to finish when the gateway stops."""
+
+
+class GatewayProcess:
+    """Start it, ask ``check`` from time to time, and drain it. Make it inside its event loop."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        router: Router,
+        tokenizer: HarmonyTokenizer,
+        *,
+        gateway_id: str,
+    ) -> None:
+        self._settings = settings
+        self._catalogue = Catalogue()
+        self._links = EngineLinks(settings.cluster_token)
+        self._router = RouterClient(router, gateway_id, self._take_engines)
+        renderer = HarmonyRenderer(tokenizer)
+        answers = Answers(
+            validator=Validator(renderer.tool_problem),
+            tokenizer=tokenizer,
+            renderer=renderer,
+            catalogue=self._catalogue,
+            router=self._router,
+            links=self._links,
+            no_engine_wait_s=settings.no_engine_wait_s,
+        )
+        service = InferenceService(
+            answers, self._catalogue, tokenizer, gateway_id=gateway_id, version=_version()
+        )
+        self._server = GatewayServer(settings.server, service)
+        self._health_changes: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> int:
+        """Listen and begin to follow the router; returns the port. Raises PortNotBound."""
+        port = await self._server.start()
+        self._router.start()
+        return port
+
+    def check(self) -> None:
+        """Raises RuntimeError when this gateway cannot go on."""
+        self._router.check()
+
+    async def drain(self) -> None:
+        """Refuse new calls, let running ones finish, then let go of everything."""
+        await self._server.drain(self._settings.drain_grace_s)
+        await self._router.close()
+        await self._links.close()
+
+    def _take_engines(self, engines: list[EngineInfo]) -> None:
+        self._catalogue.update(engines)
+        self._links.update(engines)
+        change = asyncio.create_task(self._server.set_serving(bool(engines)))
+        self._health_changes.add(change)
+        change.add_done_callback(self._health_changes.discard)
+
+
+def _version() -> str:
+    try:
+        return version("moeray")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,119 @@
+"""The gateway's own gRPC server: options, health, reflection, and an orderly end.
+
+Gateways of one cluster share their port (SO_REUSEPORT); ``port_lock.py`` keeps other clusters off
+it. Health says SERVING only while an engine is registered and the gateway is not draining.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final, cast
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from moeray.cluster.inference_service import InferenceService
+from moeray.cluster.interceptors import RpcBoundary
+from moeray.v1 import inference_pb2, inference_pb2_grpc
+
+SERVICE: Final = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+NOTICE_S: Final = 1.0
+"""How long a draining gateway still listens, so that balancers see why it refuses."""
+_NOTICE_POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How the server listens. Times are in seconds."""
+
+    host: str
+    port: int
+    """0: a free one."""
+    reflection: bool = True
+    max_message_bytes: int = 4 << 20
+    """A larger request is refused with RESOURCE_EXHAUSTED."""
+    max_concurrent_calls: int = 10_000
+    """More are refused with RESOURCE_EXHAUSTED before they are read."""
+    max_connection_age_s: float = 3600.0
+    """After this a client must connect again, so that it finds new gateways."""
+    max_connection_age_grace_s: float = 3600.0
+    """How long answers may go on on a connection that is too old."""
+    keepalive_s: float = 30.0
+    """A silent client is asked this often whether it is still there."""
+    min_ping_interval_s: float = 5.0
+    """Clients may ask no more often."""
+
+    def channel_arguments(self) -> tuple[tuple[str, int], ...]:
+        return (
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_connection_age_ms", round(self.max_connection_age_s * 1e3)),
+            ("grpc.max_connection_age_grace_ms", round(self.max_connection_age_grace_s * 1e3)),
+            ("grpc.keepalive_time_ms", round(self.keepalive_s * 1e3)),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # What ends a silent connection in grpc 1.85 is the ping's timeout (measured).
+            ("grpc.http2.ping_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", round(self.min_ping_interval_s * 1e3)),
+        )
+
+
+class PortNotBound(RuntimeError):
+    """The server could not listen where it was told to."""
+
+
+class GatewayServer:
+    """Serves InferenceService, health and reflection. Make it inside its event loop."""
+
+    def __init__(self, options: ServerOptions, service: InferenceService) -> None:
+        self.port = options.port
+        self._options = options
+        self._boundary = RpcBoundary(SERVICE)
+        self._server = grpc.aio.server(
+            interceptors=(self._boundary,),
+            options=options.channel_arguments(),
+            maximum_concurrent_rpcs=options.max_concurrent_calls,
+        )
+        # The boundary hands a Call to the handlers, where the generated class has grpc's context.
+        servicer = cast(inference_pb2_grpc.InferenceServiceServicer, service)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if options.reflection:
+            names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises PortNotBound."""
+        await self.set_serving(False)
+        address = f"{self._options.host}:{self._options.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise PortNotBound(f"{address} cannot be bound: {error}") from error
+        await self._server.start()
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health says of the gateway; NOT_SERVING for good once it drains."""
+        status = health_pb2.HealthCheckResponse
+        value = status.SERVING if serving and not self._boundary.draining else status.NOT_SERVING
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, value)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new calls, let running ones finish for ``grace_s`` seconds, then end.
+
+        A client on an open connection is refused with UNAVAILABLE and RetryInfo for a moment, then
+        told to connect elsewhere.
+        """
+        self._boundary.draining = True
+        await self.set_serving(False)
+        notice_s = min(NOTICE_S, grace_s)
+        try:
+            async with asyncio.timeout(notice_s):
+                while self._boundary.running:
+                    await asyncio.sleep(_NOTICE_POLL_S)
+        except TimeoutError:
+            pass
+        await self._server.stop(grace_s - notice_s)

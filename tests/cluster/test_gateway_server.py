@@ -1,0 +1,175 @@
+"""The gateway's server: health, reflection, models, an engine that comes late, and the drain."""
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from moeray.cluster.gateway_process import GatewayProcess, GatewaySettings
+from moeray.cluster.gateway_server import PortNotBound, ServerOptions
+from moeray.cluster.placement import PlacementLimits
+from moeray.cluster.router import RouterActor
+from moeray.v1 import inference_pb2 as pb
+
+from .fake_engine import TOKEN, FakeEngine, Script, running_engine
+from .running_gateway import ANSWER, RunningGateway, ask, failure, running_gateway, tokenizer
+
+SERVICE = "moeray.v1.InferenceService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(gateway: RunningGateway, service: str) -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    return int((await health_pb2_grpc.HealthStub(gateway.channel).Check(request)).status)
+
+
+async def until_health(gateway: RunningGateway, status: int) -> None:
+    async with asyncio.timeout(5):
+        for service in ("", SERVICE):
+            while await health(gateway, service) != status:
+                await asyncio.sleep(0.01)
+
+
+async def reflected(gateway: RunningGateway) -> set[str]:
+    stub = reflection_pb2_grpc.ServerReflectionStub(gateway.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    async for response in stub.ServerReflectionInfo(iter([request])):
+        return {service.name for service in response.list_services_response.service}
+    return set()
+
+
+async def test_health_follows_the_engines() -> None:
+    engine = FakeEngine("e1")
+    async with running_engine(engine), running_gateway() as gateway:
+        assert await health(gateway, "") == await health(gateway, SERVICE) == NOT_SERVING
+        await gateway.router.register_engine(engine.info())
+        await until_health(gateway, SERVING)
+        await gateway.router.deregister_engine("e1")
+        await until_health(gateway, NOT_SERVING)
+
+
+async def test_reflection_lists_the_services() -> None:
+    async with running_gateway() as gateway:
+        assert {SERVICE, "grpc.health.v1.Health"} <= await reflected(gateway)
+
+
+async def test_reflection_can_be_switched_off() -> None:
+    async with running_gateway(reflection=False) as gateway:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await reflected(gateway)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_models_are_those_of_the_engines() -> None:
+    engines = [FakeEngine("e1"), FakeEngine("e2"), FakeEngine("e3", model="other")]
+    async with running_gateway(*engines) as gateway:
+        models = (await gateway.stub.ListModels(pb.ListModelsRequest())).models
+        assert [(m.name, m.engines) for m in models] == [("other", 1), ("tiny", 2)]
+        named = await gateway.stub.GetModel(pb.GetModelRequest(name="tiny"))
+        assert named.model == models[1] and named.model.context_length == 131072
+        info = await gateway.stub.GetServerInfo(pb.GetServerInfoRequest())
+        assert (info.gateway_id, info.engines, info.running_requests) == ("gateway-1", 3, 0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
+        assert failure(caught.value).violations == ["generation.model"]
+
+
+async def test_tokens_are_counted_as_they_would_be_sent() -> None:
+    engine = FakeEngine("e1", scripts=[Script(ANSWER)])
+    async with running_gateway(engine) as gateway:
+        counted = await gateway.stub.CountTokens(
+            pb.CountTokensRequest(generation=ask("Hello"), include_prompt=True)
+        )
+        await gateway.stub.Complete(pb.CompleteRequest(generation=ask("Hello")))
+    sent = list(engine.submits[0].prompt_token_ids)
+    assert counted.prompt_tokens == len(sent) and counted.context_length == 131072
+    assert tokenizer().encode_with_specials(counted.prompt) == sent
+    assert counted.prompt.endswith("<|start|>user<|message|>Hello<|end|><|start|>assistant")
+
+
+async def test_without_an_engine_calls_are_unavailable() -> None:
+    async with running_gateway(no_engine_wait_s=0.1) as gateway:
+        calls = [
+            gateway.stub.Complete(pb.CompleteRequest(generation=ask())),
+            gateway.stub.CountTokens(pb.CountTokensRequest(generation=ask())),
+            gateway.stub.GetModel(pb.GetModelRequest(name="tiny")),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            found = failure(caught.value)
+            assert found.code == grpc.StatusCode.UNAVAILABLE and found.retry_delay_s
+
+
+async def test_a_request_waits_for_the_first_engine() -> None:
+    engine = FakeEngine("e1", scripts=[Script(ANSWER)])
+    async with running_engine(engine), running_gateway() as gateway:
+        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
+        await asyncio.sleep(0.1)
+        await gateway.router.register_engine(engine.info())
+        assert (await call).final == "It is four, naïvely: 🙂."
+
+
+async def test_a_request_whose_engine_died_waits_for_its_replacement() -> None:
+    dying = FakeEngine("e1", scripts=[Script([], refusal="draining")])
+    replacement = FakeEngine("e2", scripts=[Script(ANSWER)])
+    async with running_engine(replacement), running_gateway(dying) as gateway:
+        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
+        await asyncio.sleep(0.1)
+        await gateway.router.register_engine(replacement.info())
+        assert (await call).final == "It is four, naïvely: 🙂."
+
+
+async def test_a_drain_lets_running_answers_finish_and_refuses_new_ones() -> None:
+    engine = FakeEngine("e1", scripts=[Script(ANSWER, step_s=0.03)])
+    async with running_engine(engine):
+        router = RouterActor(PlacementLimits(engine_timeout_s=3600.0))
+        settings = GatewaySettings(
+            server=ServerOptions(host="127.0.0.1", port=0), cluster_token=TOKEN, drain_grace_s=10.0
+        )
+        process = GatewayProcess(settings, router, tokenizer(), gateway_id="g")
+        target = f"127.0.0.1:{await process.start()}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            gateway = RunningGateway(process, router, channel, target)
+            await gateway.register(engine.info())
+            process.check()
+            running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
+            await until_submitted(engine)
+            draining = asyncio.create_task(process.drain())
+            await asyncio.sleep(0.05)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await gateway.stub.ListModels(pb.ListModelsRequest())
+            assert await health(gateway, "") == NOT_SERVING
+            assert (await running).final == "It is four, naïvely: 🙂."
+            await asyncio.wait_for(draining, 5)
+        found = failure(caught.value)
+        assert found.code == grpc.StatusCode.UNAVAILABLE and found.retry_delay_s
+
+
+async def until_submitted(engine: FakeEngine) -> None:
+    async with asyncio.timeout(5):
+        while not engine.submits:
+            await asyncio.sleep(0.005)
+
+
+async def test_gateways_of_one_cluster_share_their_port() -> None:
+    async with running_gateway() as gateway:
+        port = int(gateway.target.rpartition(":")[2])
+        options = ServerOptions(host="127.0.0.1", port=port)
+        settings = GatewaySettings(server=options, cluster_token=TOKEN, drain_grace_s=0.0)
+        second = GatewayProcess(settings, gateway.router, tokenizer(), gateway_id="gateway-2")
+        assert await second.start() == port
+        await second.drain()
+
+
+async def test_an_address_that_is_not_ours_is_refused() -> None:
+    settings = GatewaySettings(
+        server=ServerOptions(host="203.0.113.1", port=0), cluster_token=TOKEN
+    )
+    router = RouterActor(PlacementLimits())
+    process = GatewayProcess(settings, router, tokenizer(), gateway_id="g")
+    with pytest.raises(PortNotBound, match=r"203\.0\.113\.1"):
+        await process.start()

@@ -1,0 +1,121 @@
+"""The router actor's class without Ray: long polls, outcomes, and time passing."""
+
+import asyncio
+
+from moeray.cluster.contracts import (
+    EngineInfo,
+    EngineLoad,
+    LivePlacement,
+    Placement,
+    PlacementRequest,
+    Refused,
+    Waiting,
+)
+from moeray.cluster.placement import PlacementLimits
+from moeray.cluster.router import RouterActor
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def engine(engine_id: str = "e1", *, places: int = 1) -> EngineInfo:
+    return EngineInfo(
+        engine_id=engine_id,
+        address="127.0.0.1:1",
+        model="m",
+        ranks=1,
+        context_length=1024,
+        vocabulary_size=201088,
+        max_sequence_tokens=1024,
+        default_max_output_tokens=64,
+        max_running_per_rank=places,
+        block_tokens=16,
+        blocks_per_rank=64,
+    )
+
+
+def request(request_id: str, deadline: float | None = None) -> PlacementRequest:
+    return PlacementRequest(
+        request_id=request_id,
+        model="m",
+        prompt_tokens=5,
+        max_output_tokens=5,
+        priority=0,
+        conversation_id="",
+        deadline=deadline,
+    )
+
+
+async def test_watch_answers_at_once_when_the_engine_list_is_another() -> None:
+    router = RouterActor(PlacementLimits())
+    await router.register_engine(engine())
+    update = await router.watch("g", 0, 60.0)
+    assert [info.engine_id for info in update.engines] == ["e1"]
+    again = await router.watch("g", update.version, 0.01)
+    assert (again.version, again.session, again.outcomes) == (update.version, update.session, [])
+
+
+async def test_watch_wakes_when_an_engine_registers_or_leaves() -> None:
+    router = RouterActor(PlacementLimits())
+    version = (await router.watch("g", 0, 1.0)).version
+    for change, engines in (
+        (router.register_engine(engine()), ["e1"]),
+        (router.deregister_engine("e1"), []),
+    ):
+        poll = asyncio.create_task(router.watch("g", version, 60.0))
+        await asyncio.sleep(0)
+        await change
+        update = await asyncio.wait_for(poll, 5)
+        assert [info.engine_id for info in update.engines] == engines
+        version = update.version
+
+
+async def test_an_outcome_wakes_only_its_gateway() -> None:
+    router = RouterActor(PlacementLimits())
+    await router.register_engine(engine())
+    version = (await router.watch("g1", 0, 1.0)).version
+    assert await router.place("g1", [request("a"), request("b")]) == [
+        Placement("a", "e1", 0),
+        Waiting("b"),
+    ]
+    mine = asyncio.create_task(router.watch("g1", version, 60.0))
+    other = asyncio.create_task(router.watch("g2", version, 60.0))
+    await asyncio.sleep(0)
+    await router.release("g1", ["a"])
+    update = await asyncio.wait_for(mine, 5)
+    assert update.outcomes == [Placement("b", "e1", 0)]
+    assert not other.done()
+    other.cancel()
+
+
+async def test_the_tick_expires_deadlines_engines_and_gateways() -> None:
+    clock = Clock()
+    router = RouterActor(PlacementLimits(), clock)
+    await router.register_engine(engine())
+    first = await router.watch("g", 0, 1.0)
+    await router.place("g", [request("a"), request("b", deadline=clock.now + 1)])
+    poll = asyncio.create_task(router.watch("g", first.version, 60.0))
+    await asyncio.sleep(0)
+    clock.now += 2
+    (refused,) = (await asyncio.wait_for(poll, 5)).outcomes
+    assert isinstance(refused, Refused) and refused.reason == "deadline"
+    poll = asyncio.create_task(router.watch("g", first.version, 60.0))
+    await asyncio.sleep(0)
+    clock.now += 6
+    assert (await asyncio.wait_for(poll, 5)).engines == []
+    load = EngineLoad(engine_id="e1", running=[0], waiting=[0], free_blocks=[1], steps=0)
+    assert not await router.report_load(load)
+
+
+async def test_announced_placements_count_again() -> None:
+    router = RouterActor(PlacementLimits())
+    await router.announce("g", [LivePlacement(Placement("a", "e1", 0), 10)])
+    await router.register_engine(engine())
+    assert await router.place("g", [request("b")]) == [Waiting("b")]
+    await router.release("g", ["a"])
+    assert (await router.watch("g", 0, 1.0)).outcomes == [Placement("b", "e1", 0)]
