@@ -1,0 +1,62 @@
+"""The ``moeray`` command.
+
+Starts without torch: commands that need it live in ``worker/``, join by name through the
+entry-point group ``moeray.commands``, and import torch only when they run.
+"""
+
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated
+
+import typer
+
+from moeray.cluster import demo_command, generate_command, serve_command
+
+COMMAND_GROUP = "moeray.commands"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Serve OpenAI's gpt-oss models on Ray, and talk to them over gRPC.",
+)
+app.command()(serve_command.serve)
+app.command()(serve_command.stop)
+app.command()(generate_command.generate)
+app.command()(generate_command.chat)
+app.command()(demo_command.demo)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if show_version:
+        print(version("moeray"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the ``moeray`` script."""
+    for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
+        _join(entry)
+    app()
+
+
+def _join(entry: EntryPoint) -> None:
+    """Add an installed command; it is imported when it is called, and parses its own arguments."""
+
+    @app.command(
+        entry.name,
+        help=f"See `moeray {entry.name} --help`. Needs the extra moeray[engine].",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
+    def run(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+        try:
+            command = entry.load()
+        except ModuleNotFoundError as error:
+            serve_command.fail(
+                f"`moeray {entry.name}` needs {error.name}: pip install 'moeray[engine]'"
+            )
+        command(arguments or [], prog_name=f"moeray {entry.name}")

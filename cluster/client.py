@@ -1,0 +1,184 @@
+"""A plain gRPC client of a running cluster: what ``moeray generate``, ``chat`` and ``demo`` use."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+import grpc
+from google.protobuf.message import Message as ProtoMessage
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from moeray.v1 import inference_pb2 as pb
+from moeray.v1 import inference_pb2_grpc
+
+EFFORTS = {
+    "low": pb.REASONING_EFFORT_LOW,
+    "medium": pb.REASONING_EFFORT_MEDIUM,
+    "high": pb.REASONING_EFFORT_HIGH,
+}
+_MAX_MESSAGE_BYTES = 64 << 20
+
+Detail = TypeVar("Detail", bound=ProtoMessage)
+
+
+class ClientError(Exception):
+    """A call failed; the message says why, with field paths and retry delays where given."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """A streamed answer put together; ``analysis``, ``commentary`` and ``final`` are text."""
+
+    analysis: str = ""
+    commentary: str = ""
+    final: str = ""
+    tool_calls: list[pb.ToolCall] = field(default_factory=list)
+    usage: pb.Usage = field(default_factory=pb.Usage)
+    finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+    started: pb.Started = field(default_factory=pb.Started)
+
+    def add(self, event: pb.GenerateResponse) -> None:
+        """Take one event of the stream."""
+        match event.WhichOneof("event"):
+            case "started":
+                self.started = event.started
+            case "delta":
+                self._add_text(event.delta)
+            case "tool_call":
+                self._add_tool_call(event.tool_call)
+            case "usage":
+                self.usage = event.usage
+            case "finished":
+                self.finish_reason = event.finished.reason
+
+    def _add_text(self, delta: pb.Delta) -> None:
+        if delta.channel == pb.CHANNEL_ANALYSIS:
+            self.analysis += delta.text
+        elif delta.channel == pb.CHANNEL_COMMENTARY:
+            self.commentary += delta.text
+        elif delta.channel == pb.CHANNEL_FINAL:
+            self.final += delta.text
+
+    def _add_tool_call(self, part: pb.ToolCallDelta) -> None:
+        match part.WhichOneof("part"):
+            case "start":
+                self.tool_calls.append(pb.ToolCall(id=part.start.id, name=part.start.name))
+            case "arguments":
+                self.tool_calls[part.index].arguments += part.arguments
+
+    def response(self) -> pb.CompleteResponse:
+        """The same as one message, as Complete would give it."""
+        return pb.CompleteResponse(
+            request_id=self.started.request_id,
+            model=self.started.model,
+            analysis=self.analysis,
+            commentary=self.commentary,
+            final=self.final,
+            tool_calls=self.tool_calls,
+            usage=self.usage,
+            finish_reason=self.finish_reason,
+        )
+
+
+class Client:
+    """One channel to ``target`` (HOST:PORT). Every call raises ClientError when it fails."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+        self._channel = grpc.insecure_channel(target, options=options)
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+    def generate(
+        self, request: pb.GenerateRequest, timeout_s: float | None = None
+    ) -> Iterator[pb.GenerateResponse]:
+        """Stream one answer. Closing the iterator cancels the call and frees what it held."""
+        call = self._inference.Generate(request, timeout=timeout_s)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise ClientError(describe(error, self.target)) from None
+        finally:
+            call.cancel()
+
+    def count_tokens(self, request: pb.GenerateRequest) -> pb.CountTokensResponse:
+        """Render a request without running it; the answer holds the rendered prompt too."""
+        counted = pb.CountTokensRequest(generation=request, include_prompt=True)
+        try:
+            return self._inference.CountTokens(counted)
+        except grpc.RpcError as error:
+            raise ClientError(describe(error, self.target)) from None
+
+    def models(self) -> list[pb.Model]:
+        """The models that are served now."""
+        try:
+            return list(self._inference.ListModels(pb.ListModelsRequest()).models)
+        except grpc.RpcError as error:
+            raise ClientError(describe(error, self.target)) from None
+
+    def is_serving(self, timeout_s: float = 1.0) -> bool:
+        """Whether the health service says SERVING; False also when nobody listens."""
+        try:
+            answer = self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def user_request(
+    prompt: str,
+    *,
+    effort: str = "medium",
+    thinking_budget: int | None = None,
+    max_output_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> pb.GenerateRequest:
+    """A request with one user message; what is None is left to the server."""
+    return pb.GenerateRequest(
+        messages=[pb.Message(role=pb.ROLE_USER, content=prompt)],
+        reasoning_effort=EFFORTS[effort],
+        thinking_budget=thinking_budget,
+        max_output_tokens=max_output_tokens,
+        sampling=pb.Sampling(temperature=temperature, top_p=top_p, seed=seed),
+    )
+
+
+def describe(error: grpc.RpcError, target: str) -> str:
+    """A failed call in one line, with what its google.rpc details say."""
+    code, message = error.code(), error.details() or ""
+    parts = [f"{code.name}: {message}"]
+    for violation in _detail(error, error_details_pb2.BadRequest()).field_violations:
+        if violation.field not in message:
+            parts.append(f"{violation.field}: {violation.description}")
+    delay = _detail(error, error_details_pb2.RetryInfo()).retry_delay
+    if delay.seconds or delay.nanos:
+        parts.append(f"try again in {delay.seconds + delay.nanos / 1e9:.1f} s")
+    if code == grpc.StatusCode.UNAVAILABLE and len(parts) == 1:
+        parts.append(f"is `moeray serve` running at {target}?")
+    return "; ".join(parts)
+
+
+def _detail(error: grpc.RpcError, empty: Detail) -> Detail:
+    # Errors that a stub raises are calls as well, but the stubs of grpc do not say so.
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    for packed in status.details if status is not None else ():
+        if packed.Unpack(empty):
+            break
+    return empty

@@ -1,0 +1,118 @@
+"""``moeray serve`` and ``moeray stop``: a cluster in the foreground, and the end of one."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from moeray.cluster.config import SettingsError, load_settings, ray_address
+
+if TYPE_CHECKING:
+    from moeray.cluster.lifecycle import Cluster
+
+_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint folder in Hugging Face's gpt-oss layout."),
+    ] = None,
+    model_name: Annotated[str | None, typer.Option(help="Name that clients use.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Expert-parallel ranks of an engine: 1, 2, 4 or 8.")
+    ] = None,
+    engines: Annotated[int | None, typer.Option(help="Engine replicas.")] = None,
+    gateways: Annotated[int | None, typer.Option(help="Gateway replicas.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the gRPC port.")] = None,
+    port: Annotated[int | None, typer.Option(help="The gRPC port; 0 is a free one.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+) -> None:
+    """Run a cluster in the foreground until Ctrl-C.
+
+    Without arguments: the embedded model on whatever the machine has. Every setting can also stand
+    in the --config file or in the environment as MOERAY_NAME; flags win over the environment, which
+    wins over the file. RAY_ADDRESS joins a running Ray cluster.
+    """
+    flags = {
+        "model": model, "model_name": model_name, "ranks": ranks, "engines": engines,
+        "gateways": gateways, "host": host, "port": port, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    run_foreground(config, {name: value for name, value in flags.items() if value is not None})
+
+
+def stop() -> None:
+    """Stop the Moeray cluster that runs on the Ray cluster at RAY_ADDRESS."""
+    address = ray_address()
+    if address is None:
+        fail("RAY_ADDRESS is not set; a cluster of its own ends with its `moeray serve`")
+    from moeray.cluster.lifecycle import StartError, stop_cluster
+
+    try:
+        print("stopped" if stop_cluster(address) else "nothing was running")
+    except StartError as error:
+        fail(str(error))
+
+
+def run_foreground(config: Path | None, flags: dict[str, Any]) -> None:
+    """Serve until SIGINT or SIGTERM; exits with 1 and the reason if the cluster cannot run."""
+    try:
+        settings = load_settings(config, flags)
+    except SettingsError as error:
+        fail(str(error))
+    # Imported here: `moeray generate` need not wait for Ray.
+    from moeray.cluster.lifecycle import StartError, running_cluster
+    from moeray.cluster.port_lock import PortTaken
+
+    stopped = threading.Event()
+    try:
+        with (
+            interrupts_on_terminate(),
+            running_cluster(settings, lambda line: print(line, flush=True)) as cluster,
+        ):
+            print(_endpoints(cluster), flush=True)
+            stopped.wait()
+    except (StartError, PortTaken) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+
+
+@contextmanager
+def interrupts_on_terminate() -> Iterator[None]:
+    """Let SIGTERM end the cluster as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _endpoints(cluster: "Cluster") -> str:
+    target = cluster.target
+    flag = "" if target == "127.0.0.1:50051" else f" --target {target}"
+    return (
+        f"serving {cluster.spec.model.name}\n"
+        f"  gRPC     {target}   moeray.v1.InferenceService, grpc.health.v1.Health\n"
+        f'  try      moeray generate "Why is the sky blue?" --effort low{flag}\n'
+        f"           moeray chat{flag}\n"
+        f"  Ctrl-C   drains and stops"
+    )
+
+
+def fail(message: str) -> NoReturn:
+    """Print ``message`` to stderr and exit with 1."""
+    _ERRORS.print(f"moeray: {message}", markup=False)
+    raise typer.Exit(1)

@@ -1,0 +1,32 @@
+"""Ctrl-C in the middle of an answer: the answer ends whole, and everything is gone after."""
+
+import threading
+
+import pytest
+
+from moeray.cluster.client import Answer, Client, user_request
+from moeray.v1 import inference_pb2 as pb
+from tests.integration.serving import Server
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+def test_a_running_answer_is_finished() -> None:
+    answer, started = Answer(), threading.Event()
+
+    def listen(target: str) -> None:
+        request = user_request("hi", thinking_budget=50, max_output_tokens=250)
+        with Client(target) as client:
+            for event in client.generate(request):
+                answer.add(event)
+                started.set()
+
+    with Server("--ranks", "2", MOERAY_DRAIN_TIMEOUT_S="40") as server:
+        listener = threading.Thread(target=listen, args=(server.target,))
+        listener.start()
+        assert started.wait(30)
+        assert server.stop() == 0
+        listener.join(30)
+    assert "draining" in server.output
+    assert answer.finish_reason == pb.FINISH_REASON_LENGTH
+    assert answer.usage.output_tokens == 250
