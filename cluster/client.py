@@ -1,7 +1,6 @@
 """A plain gRPC client of a running cluster: what ``moeray generate``, ``chat`` and ``demo`` use."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
@@ -26,61 +25,6 @@ Detail = TypeVar("Detail", bound=ProtoMessage)
 
 class ClientError(Exception):
     """A call failed; the message says why, with field paths and retry delays where given."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """A streamed answer put together; ``analysis``, ``commentary`` and ``final`` are text."""
-
-    analysis: str = ""
-    commentary: str = ""
-    final: str = ""
-    tool_calls: list[pb.ToolCall] = field(default_factory=list)
-    usage: pb.Usage = field(default_factory=pb.Usage)
-    finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
-    started: pb.Started = field(default_factory=pb.Started)
-
-    def add(self, event: pb.GenerateResponse) -> None:
-        """Take one event of the stream."""
-        match event.WhichOneof("event"):
-            case "started":
-                self.started = event.started
-            case "delta":
-                self._add_text(event.delta)
-            case "tool_call":
-                self._add_tool_call(event.tool_call)
-            case "usage":
-                self.usage = event.usage
-            case "finished":
-                self.finish_reason = event.finished.reason
-
-    def _add_text(self, delta: pb.Delta) -> None:
-        if delta.channel == pb.CHANNEL_ANALYSIS:
-            self.analysis += delta.text
-        elif delta.channel == pb.CHANNEL_COMMENTARY:
-            self.commentary += delta.text
-        elif delta.channel == pb.CHANNEL_FINAL:
-            self.final += delta.text
-
-    def _add_tool_call(self, part: pb.ToolCallDelta) -> None:
-        match part.WhichOneof("part"):
-            case "start":
-                self.tool_calls.append(pb.ToolCall(id=part.start.id, name=part.start.name))
-            case "arguments":
-                self.tool_calls[part.index].arguments += part.arguments
-
-    def response(self) -> pb.CompleteResponse:
-        """The same as one message, as Complete would give it."""
-        return pb.CompleteResponse(
-            request_id=self.started.request_id,
-            model=self.started.model,
-            analysis=self.analysis,
-            commentary=self.commentary,
-            final=self.final,
-            tool_calls=self.tool_calls,
-            usage=self.usage,
-            finish_reason=self.finish_reason,
-        )
 
 
 class Client:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from moeray.cluster.client import Answer, Client, ClientError, user_request
+from moeray.cluster.client import Client, ClientError, user_request
 from moeray.cluster.config import SettingsError, load_settings
 from moeray.cluster.serve_command import fail, interrupts_on_terminate
 from moeray.cluster.terminal import StreamPrinter
@@ -35,7 +36,7 @@ class _Run:
     """One answer and its times in seconds, as this client saw them."""
 
     effort: str
-    answer: Answer
+    answer: pb.CompleteResponse
     first_token_s: float
     total_s: float
 
@@ -111,7 +112,7 @@ def _ask(client: Client, prompt: str, effort: str, console: Console) -> _Run:
     end = time.perf_counter()
     return _Run(
         effort=effort,
-        answer=printer.answer,
+        answer=printer.answer.response,
         first_token_s=(first_token or end) - start,
         total_s=end - start,
     )
@@ -131,7 +132,9 @@ def _problems(run: _Run) -> list[str]:
 
 
 def _table(runs: list[_Run]) -> Table:
-    table = Table(title="What the client saw: tokens, time to first token (TTFT), decode rate")
+    table = Table(
+        title="What the client saw: tokens, time to first token (TTFT), decode rate", box=SIMPLE
+    )
     columns: dict[str, Callable[[_Run], str]] = {
         "effort": lambda run: run.effort,
         "prompt": lambda run: str(run.answer.usage.prompt_tokens),

@@ -7,8 +7,9 @@ import typer
 from google.protobuf import json_format
 from rich.console import Console
 
-from moeray.cluster.client import EFFORTS, Answer, Client, ClientError, user_request
+from moeray.cluster.client import EFFORTS, Client, ClientError, user_request
 from moeray.cluster.terminal import StreamPrinter
+from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -66,7 +67,9 @@ def generate(
         console = Console(highlight=False)
         printer = StreamPrinter(console, show_analysis=show_analysis, headings=show_analysis)
         _stream(client, request, printer, timeout)
-        Console(stderr=True, highlight=False).print(usage_line(printer.answer), style="dim")
+        Console(stderr=True, highlight=False).print(
+            usage_line(printer.answer.response), style="dim"
+        )
 
 
 def chat(
@@ -149,10 +152,10 @@ class _Chat:
         except KeyboardInterrupt:
             self._console.print("\n(stopped)", style="dim")
         else:
-            self._console.print(usage_line(printer.answer), style="dim")
-        self._keep(printer.answer)
+            self._console.print(usage_line(printer.answer.response), style="dim")
+        self._keep(printer.answer.response)
 
-    def _keep(self, answer: Answer) -> None:
+    def _keep(self, answer: pb.CompleteResponse) -> None:
         # A turn without an answer leaves the conversation as it was before it.
         if answer.final:
             self._request.messages.append(
@@ -162,7 +165,7 @@ class _Chat:
             del self._request.messages[-1]
 
 
-def usage_line(answer: Answer) -> str:
+def usage_line(answer: pb.CompleteResponse) -> str:
     """The answer's counts and why it ended, in one line."""
     usage = answer.usage
     reason = pb.FinishReason.Name(answer.finish_reason).removeprefix("FINISH_REASON_").lower()
@@ -183,14 +186,14 @@ def _stream(
 
 
 def _complete_json(client: Client, request: pb.GenerateRequest, timeout: float | None) -> str:
-    answer = Answer()
+    answer = WholeAnswer()
     try:
         for event in client.generate(request, timeout):
             answer.add(event)
     except ClientError as error:
         raise _failure(error) from None
     return json_format.MessageToJson(
-        answer.response(),
+        answer.response,
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
         ensure_ascii=False,

@@ -11,6 +11,7 @@ from moeray.cluster.catalogue import Catalogue, ServedModel
 from moeray.cluster.errors import FieldViolation, InvalidRequest
 from moeray.cluster.interceptors import Call
 from moeray.cluster.tokenizer import HarmonyTokenizer
+from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 
 
@@ -40,12 +41,12 @@ class InferenceService:
                 yield event
 
     async def Complete(self, request: pb.CompleteRequest, call: Call) -> pb.CompleteResponse:
-        response = pb.CompleteResponse(request_id=call.request_id)
+        answer = WholeAnswer(call.request_id)
         with _inside("generation"):
             async with aclosing(self._answers.stream(request.generation, call)) as events:
                 async for event in events:
-                    _add(response, event)
-        return response
+                    answer.add(event)
+        return answer.response
 
     async def CountTokens(
         self, request: pb.CountTokensRequest, call: Call
@@ -98,36 +99,3 @@ def _model(model: ServedModel) -> pb.Model:
         ranks=model.ranks,
         default_max_output_tokens=model.default_max_output_tokens,
     )
-
-
-def _add(response: pb.CompleteResponse, event: pb.GenerateResponse) -> None:
-    """Put one event of the stream into the whole answer."""
-    match event.WhichOneof("event"):
-        case "started":
-            response.model = event.started.model
-        case "delta":
-            _add_text(response, event.delta)
-        case "tool_call":
-            _add_tool_call(response, event.tool_call)
-        case "usage":
-            response.usage.CopyFrom(event.usage)
-        case "finished":
-            response.finish_reason = event.finished.reason
-
-
-def _add_text(response: pb.CompleteResponse, delta: pb.Delta) -> None:
-    match delta.channel:
-        case pb.CHANNEL_ANALYSIS:
-            response.analysis += delta.text
-        case pb.CHANNEL_COMMENTARY:
-            response.commentary += delta.text
-        case pb.CHANNEL_FINAL:
-            response.final += delta.text
-
-
-def _add_tool_call(response: pb.CompleteResponse, part: pb.ToolCallDelta) -> None:
-    match part.WhichOneof("part"):
-        case "start":
-            response.tool_calls.add(id=part.start.id, name=part.start.name)
-        case "arguments":
-            response.tool_calls[part.index].arguments += part.arguments

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -26,7 +27,9 @@ from moeray.cluster.config import Settings
 from moeray.cluster.contracts import ROUTER_NAME, ROUTER_NAMESPACE, EngineInfo, EngineLoad
 from moeray.cluster.engine_spec import EngineSpec, ModelFacts
 from moeray.cluster.logs import configure_logs
+from moeray.worker.checkpoint import Checkpoint
 from moeray.worker.config import EngineConfig
+from moeray.worker.embedded import ensure_embedded
 from moeray.worker.engine import Engine
 from moeray.worker.engine_thread import EngineThread
 from moeray.worker.model_config import CheckpointError, ModelConfig
@@ -46,16 +49,18 @@ class ModelRefused(Exception):
 
 def prepare_model(settings: Settings) -> ModelFacts:
     """Check the checkpoint, or make the embedded one, on this machine. Raises ModelRefused."""
-    from moeray.worker.checkpoint import Checkpoint
-    from moeray.worker.embedded import ensure_embedded
-
     try:
-        folder = settings.model or ensure_embedded(settings.cache_dir)
+        folder = model_folder(settings)
         Checkpoint.open(folder)
     except (CheckpointError, OSError) as error:
         raise ModelRefused(str(error)) from error
     name = settings.model_name or (folder.name if settings.model else "moeray-embedded")
     return ModelFacts(name=name, path=folder, embedded=settings.model is None)
+
+
+def model_folder(settings: Settings) -> Path:
+    """The checkpoint's folder on this machine; the embedded one is made where it is not there."""
+    return settings.model or ensure_embedded(settings.cache_dir)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,10 @@ class RankActor:
     """One expert-parallel rank in a process of its own."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        # Importing torch takes seconds: all ranks do it while the leader sets up.
+        import moeray.worker.rank
+
+        del moeray
         self._spec = spec
 
     def host_store(self) -> int:
@@ -90,8 +99,7 @@ class RankActor:
         from moeray.worker.rank import Rank, rank_device
 
         spec = self._spec
-        # The path of the embedded model is this node's; that of a checkpoint is the same on all.
-        config = _engine_config(spec, prepare_model(spec.settings))
+        config = _engine_config(spec)
         device = rank_device(config, _gpu_index() if spec.device == "cuda" else None)
         communicator = connect(
             rank=seat.rank,
@@ -115,11 +123,11 @@ class EngineReplica:
         self._spec = spec
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
         self._lost: str | None = None
-        model = await asyncio.to_thread(prepare_model, spec.settings)
-        sizes = ModelConfig.read(model.path / "config.json")
-        config = _engine_config(spec, model)
+        actors = [_rank_actor(spec, rank) for rank in range(spec.ranks)]
+        config = await asyncio.to_thread(_engine_config, spec)
+        sizes = ModelConfig.read(config.model / "config.json")
         group = SocketRanks(spec.ranks, step_timeout_s=spec.settings.step_timeout_s)
-        self._runs = await self._start_ranks(group)
+        self._runs = await self._start_ranks(actors, group)
         engine = Engine.of(config, sizes, group)
         self._thread = EngineThread(engine)
         host = LOOPBACK if spec.loopback else ray.util.get_node_ip_address()
@@ -129,7 +137,7 @@ class EngineReplica:
         self._info = EngineInfo(
             engine_id=self._engine_id,
             address=f"{host}:{port}",
-            model=model.name,
+            model=spec.model.name,
             ranks=spec.ranks,
             context_length=sizes.context_length,
             vocabulary_size=sizes.vocabulary_size,
@@ -163,9 +171,10 @@ class EngineReplica:
                 await asyncio.to_thread(self._thread.join, self._spec.settings.step_timeout_s)
             await self._server.stop(_SERVER_GRACE_S)
 
-    async def _start_ranks(self, group: SocketRanks) -> list["asyncio.Future[Any]"]:
-        """Start the rank actors and wait until all are loaded; returns their runs."""
-        actors = [_rank_actor(self._spec, rank) for rank in range(self._spec.ranks)]
+    async def _start_ranks(
+        self, actors: list["ActorHandle[Any]"], group: SocketRanks
+    ) -> list["asyncio.Future[Any]"]:
+        """Have the ranks load and wait until all are connected; returns their runs."""
         store_port = await actors[0].host_store.remote()
         runs = [
             asyncio.ensure_future(
@@ -234,7 +243,7 @@ def _rank_actor(spec: EngineSpec, rank: int) -> "ActorHandle[Any]":
     cuda = spec.device == "cuda"
     # With Ray's own masking every rank sees one GPU as number 0, and symmetric memory between
     # ranks fails ("overlapping devices"); so ranks see all and pick theirs.
-    environment = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"} if cuda else {}
+    environment = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
     group = get_current_placement_group()
     if group is None:
         raise RuntimeError("an engine runs inside the placement group that Serve makes for it")
@@ -242,7 +251,7 @@ def _rank_actor(spec: EngineSpec, rank: int) -> "ActorHandle[Any]":
         "num_cpus": 0.1,
         "num_gpus": 1 if cuda else 0,
         "max_restarts": 0,
-        "runtime_env": {"env_vars": environment},
+        "runtime_env": environment if cuda else None,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
             group, placement_group_bundle_index=rank + 1
         ),
@@ -259,10 +268,11 @@ def _router() -> "ActorHandle[Any]":
     return ray.get_actor(ROUTER_NAME, namespace=ROUTER_NAMESPACE)
 
 
-def _engine_config(spec: EngineSpec, model: ModelFacts) -> EngineConfig:
+def _engine_config(spec: EngineSpec) -> EngineConfig:
     settings = spec.settings
     return EngineConfig(
-        model=model.path,
+        # The path of the embedded model is this node's; that of a checkpoint is the same on all.
+        model=model_folder(settings),
         ranks=spec.ranks,
         device=spec.device,
         dtype=spec.dtype,

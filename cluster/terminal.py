@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from moeray.cluster.client import Answer
+from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 
 ANALYSIS = Style(dim=True, italic=True)
@@ -32,7 +32,7 @@ class StreamPrinter:
         self._show_analysis = show_analysis
         self._headings = headings
         self._channel: str | None = None
-        self.answer = Answer()
+        self.answer = WholeAnswer()
 
     def add(self, event: pb.GenerateResponse) -> None:
         """Take one event of the stream and print what it adds."""

@@ -11,6 +11,7 @@ heads, E experts, I expert width, k experts per row.
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -225,13 +226,18 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tens
     A byte holds two e2m1 values, the earlier one in its low nibble; the scale is
     2 ** (byte - 127). Exact in float32 and bfloat16 (OCP MX specification 1.0).
     """
-    magnitudes = torch.tensor(MXFP4_VALUES, dtype=dtype, device=blocks.device)
-    values = torch.cat((magnitudes, -magnitudes))
-    low_high = torch.cartesian_prod(values, values).flip(-1)  # row b: (low nibble, high nibble)
-    pairs = F.embedding(blocks.int(), low_high)
+    pairs = F.embedding(blocks.int(), _mxfp4_pairs(dtype, blocks.device))
     ones = torch.ones(scales.shape, dtype=torch.float32, device=scales.device)
     powers = torch.ldexp(ones, scales.int() - _E8M0_BIAS).to(dtype)
     return (pairs.flatten(-2) * powers[..., None]).flatten(-2)
+
+
+@cache
+def _mxfp4_pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[256, 2]: row b holds the values of byte b's low and high nibble."""
+    magnitudes = torch.tensor(MXFP4_VALUES, dtype=dtype, device=device)
+    values = torch.cat((magnitudes, -magnitudes))
+    return torch.cartesian_prod(values, values).flip(-1).contiguous()
 
 
 def mxfp4_grouped_linear(

@@ -2,18 +2,17 @@
 
 ``Checkpoint.open`` reads headers only and finds everything that is wrong before a tensor is loaded:
 a missing or truncated shard, a wrong shape, no tokenizer, another architecture. Pickled weights
-(.bin, .pt) are refused: loading them runs code.
+(.bin, .pt) are refused: loading them runs code. Checking needs no torch, so that whoever starts an
+engine can do it quickly; only reading tensors does.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from moeray.worker.checkpoint_layout import (
     INDEX_FILE,
@@ -22,6 +21,10 @@ from moeray.worker.checkpoint_layout import (
     expected_tensors,
 )
 from moeray.worker.model_config import CheckpointError, ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Checkpoint", "CheckpointError"]
 
@@ -51,20 +54,20 @@ class Checkpoint:
             _check_tensor(folder, name, spec, files, headers)
         return cls(folder=folder, config=config, files=files)
 
-    def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def tensor(self, name: str, dtype: "torch.dtype", device: "torch.device") -> "Tensor":
         """The whole tensor ``name``, converted."""
         with safe_open(self.files[name], framework="pt") as file:
             return _copied(file.get_tensor(name), dtype, device)
 
     def rows(
-        self, name: str, first: int, last: int, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
+        self, name: str, first: int, last: int, dtype: "torch.dtype", device: "torch.device"
+    ) -> "Tensor":
         """Rows first to last - 1 of the first dimension; the others are not read."""
         with safe_open(self.files[name], framework="pt") as file:
             return _copied(file.get_slice(name)[first:last], dtype, device)
 
 
-def _copied(loaded: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _copied(loaded: "Tensor", dtype: "torch.dtype", device: "torch.device") -> "Tensor":
     """Always a copy: what safetensors loads is a view that keeps the file mapped."""
     return loaded.to(device, dtype, copy=True).contiguous()
 

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
-from moeray.worker.checkpoint_make import make_checkpoint
 from moeray.worker.checkpoint_shape import CheckpointSize
 from moeray.worker.model_config import CheckpointError
 
@@ -20,6 +17,11 @@ def ensure_embedded(cache_dir: Path) -> Path:
     """
     path = cache_dir / f"gpt-oss-tiny-v{FORMAT_VERSION}-seed{SEED}"
     if not path.exists():
+        # Making needs torch, which takes seconds to import; finding does not.
+        import torch
+
+        from moeray.worker.checkpoint_make import make_checkpoint
+
         try:
             make_checkpoint(path, CheckpointSize.TINY.shape, seed=SEED, device=torch.device("cpu"))
         except CheckpointError:

@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from grpc_status import rpc_status
 
-from moeray.cluster.client import Answer, Client, user_request
+from moeray.cluster.client import Client, user_request
+from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 from tests.integration.serving import Server, run, wait_until
@@ -44,11 +45,11 @@ def stub(server: Server) -> Iterator[inference_pb2_grpc.InferenceServiceStub]:
         yield inference_pb2_grpc.InferenceServiceStub(channel)
 
 
-def ask(client: Client, request: pb.GenerateRequest) -> Answer:
-    answer = Answer()
+def ask(client: Client, request: pb.GenerateRequest) -> pb.CompleteResponse:
+    answer = WholeAnswer()
     for event in client.generate(request, timeout_s=120):
         answer.add(event)
-    return answer
+    return answer.response
 
 
 def running_requests(stub: inference_pb2_grpc.InferenceServiceStub) -> int:
@@ -120,7 +121,7 @@ def test_complete_is_generate_in_one_message(
 ) -> None:
     request = user_request("hi", thinking_budget=4, max_output_tokens=24, seed=3)
     whole = stub.Complete(pb.CompleteRequest(generation=request))
-    streamed = ask(client, request).response()
+    streamed = ask(client, request)
     streamed.request_id = whole.request_id
     assert whole == streamed
 
@@ -161,10 +162,10 @@ def test_bad_input_disturbs_nobody(stub: inference_pb2_grpc.InferenceServiceStub
     with pytest.raises(grpc.RpcError) as refused:
         list(stub.Generate(user_request("x" * (10 << 20))))
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    answer = Answer()
+    answer = WholeAnswer()
     for event in good:
         answer.add(event)
-    assert answer.usage.output_tokens == 200
+    assert answer.response.usage.output_tokens == 200
 
 
 def violated_fields(error: grpc.RpcError) -> set[str]:

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from moeray.cluster.client import Answer, Client, user_request
+from moeray.cluster.client import Client, user_request
+from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 from tests.integration.serving import Server
 
@@ -12,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 def test_a_running_answer_is_finished() -> None:
-    answer, started = Answer(), threading.Event()
+    answer, started = WholeAnswer(), threading.Event()
 
     def listen(target: str) -> None:
         request = user_request("hi", thinking_budget=50, max_output_tokens=250)
@@ -28,5 +29,5 @@ def test_a_running_answer_is_finished() -> None:
         assert server.stop() == 0
         listener.join(30)
     assert "draining" in server.output
-    assert answer.finish_reason == pb.FINISH_REASON_LENGTH
-    assert answer.usage.output_tokens == 250
+    assert answer.response.finish_reason == pb.FINISH_REASON_LENGTH
+    assert answer.response.usage.output_tokens == 250

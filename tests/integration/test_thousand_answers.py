@@ -6,6 +6,7 @@ embedded model, parsed by the gateway's parser, and by openai-harmony's strict o
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai_harmony as oh
 import pytest
@@ -26,14 +27,12 @@ from moeray.engine.v1 import engine_pb2
 from moeray.vocabulary.harmony_tokens import VOCABULARY_SIZE
 from moeray.worker.communicator import SingleRank
 from moeray.worker.config import EngineConfig
-from moeray.worker.embedded import ensure_embedded
 from moeray.worker.engine import Engine
 from moeray.worker.model_config import ModelConfig
 from moeray.worker.rank import Rank
 from moeray.worker.ranks import LocalRanks
 from moeray.worker.request import EngineRequest, FinishReason
 from moeray.worker.submit import engine_request
-from tests.integration.serving import CACHE
 
 ANSWERS = 1000
 LIMITS = (16, 17, 20, 24, 30, 40)
@@ -49,8 +48,8 @@ def tokenizer() -> HarmonyTokenizer:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    config = EngineConfig(model=ensure_embedded(CACHE), step_tokens_per_rank=1024)
+def engine(embedded_model: Path) -> Engine:
+    config = EngineConfig(model=embedded_model, step_tokens_per_rank=1024)
     rank = Rank.load(config, device=torch.device("cpu"), communicator=SingleRank())
     return Engine.of(config, ModelConfig.read(config.model / "config.json"), LocalRanks(rank))
 

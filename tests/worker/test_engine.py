@@ -12,7 +12,6 @@ import torch
 from moeray.worker.channels import ChannelAutomaton
 from moeray.worker.communicator import SingleRank, host_store
 from moeray.worker.config import EngineConfig
-from moeray.worker.embedded import ensure_embedded
 from moeray.worker.engine import Engine
 from moeray.worker.model_config import ModelConfig
 from moeray.worker.rank import Rank
@@ -45,8 +44,8 @@ Answer = tuple[tuple[int, ...], FinishReason]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_embedded(tmp_path_factory.mktemp("embedded"))
+def model(embedded_model: Path) -> Path:
+    return embedded_model
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,26 @@
+"""What all tests share: calm hypothesis settings, and the embedded model, made once."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Tests run on machines that are busy with other things: time is no property of the code.
+settings.register_profile("moeray", deadline=None)
+settings.load_profile("moeray")
+
+
+@pytest.fixture(scope="session")
+def embedded_cache() -> Path:
+    """The cache folder of the repository's own demo and tests."""
+    own = Path(__file__).parent.parent / ".cache" / "moeray"
+    return Path(os.environ.get("MOERAY_CACHE_DIR") or own)
+
+
+@pytest.fixture(scope="session")
+def embedded_model(embedded_cache: Path) -> Path:
+    """Folder of the embedded checkpoint."""
+    from moeray.worker.embedded import ensure_embedded
+
+    return ensure_embedded(embedded_cache)
