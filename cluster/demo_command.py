@@ -18,7 +18,8 @@ from rich.table import Table
 
 from moeray.cluster.client import Client, ClientError, user_request
 from moeray.cluster.config import SettingsError, load_settings
-from moeray.cluster.serve_command import fail, interrupts_on_terminate
+from moeray.cluster.serve_command import fail
+from moeray.cluster.stop_signals import StopSignals
 from moeray.cluster.terminal import StreamPrinter
 from moeray.v1 import inference_pb2 as pb
 
@@ -65,7 +66,7 @@ def demo(
     console = Console(highlight=False)
     try:
         with (
-            interrupts_on_terminate(),
+            StopSignals(),
             running_cluster(settings, lambda line: console.print(line, style="dim")) as cluster,
         ):
             problems = _show(cluster, prompt, console)

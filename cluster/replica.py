@@ -96,11 +96,11 @@ class RankActor:
     def run(self, seat: _Seat) -> None:
         """Load this rank's weights and run the leader's plans until the leader goes away."""
         from moeray.worker.communicator import connect
-        from moeray.worker.rank import Rank, rank_device
+        from moeray.worker.rank import Rank, take_device
 
         spec = self._spec
         config = _engine_config(spec)
-        device = rank_device(config, _gpu_index() if spec.device == "cuda" else None)
+        device = take_device(_gpu_index() if spec.device == "cuda" else None)
         communicator = connect(
             rank=seat.rank,
             size=spec.ranks,

@@ -1,17 +1,13 @@
 """``moeray serve`` and ``moeray stop``: a cluster in the foreground, and the end of one."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from moeray.cluster.config import SettingsError, load_settings, ray_address
+from moeray.cluster.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from moeray.cluster.lifecycle import Cluster
@@ -72,32 +68,18 @@ def run_foreground(config: Path | None, flags: dict[str, Any]) -> None:
     from moeray.cluster.lifecycle import StartError, running_cluster
     from moeray.cluster.port_lock import PortTaken
 
-    stopped = threading.Event()
     try:
         with (
-            interrupts_on_terminate(),
+            StopSignals() as signals,
             running_cluster(settings, lambda line: print(line, flush=True)) as cluster,
         ):
             print(_endpoints(cluster), flush=True)
-            stopped.wait()
+            signals.wait()
+        print("stopped", flush=True)
     except (StartError, PortTaken) as error:
         fail(str(error))
     except KeyboardInterrupt:
-        print("stopped", flush=True)
-
-
-@contextmanager
-def interrupts_on_terminate() -> Iterator[None]:
-    """Let SIGTERM end the cluster as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        fail("interrupted before it was done; everything that was started is stopped")
 
 
 def _endpoints(cluster: "Cluster") -> str:

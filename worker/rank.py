@@ -14,9 +14,17 @@ from moeray.worker.sampling import sample
 from moeray.worker.wire import Int64
 
 
-def rank_device(config: EngineConfig, gpu_index: int | None) -> torch.device:
-    """The device of a rank: this machine's GPU ``gpu_index``, or the CPU."""
-    return torch.device("cpu") if gpu_index is None else torch.device(config.device, gpu_index)
+def take_device(gpu_index: int | None) -> torch.device:
+    """Makes this machine's GPU ``gpu_index`` this process's current device, or takes the CPU.
+
+    Ranks see all GPUs of their machine. What is allocated or launched without a device named goes
+    to the current one, so naming tensors' devices is not enough.
+    """
+    if gpu_index is None:
+        return torch.device("cpu")
+    device = torch.device("cuda", gpu_index)
+    torch.cuda.set_device(device)
+    return device
 
 
 class Rank:

@@ -10,8 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from moeray.vocabulary.o200k import ranks_from_tokenizer_json
-from moeray.worker import checkpoint_command
-from moeray.worker import embedded as embedded_module
+from moeray.worker import checkpoint_command, checkpoint_make
 from moeray.worker.checkpoint import Checkpoint
 from moeray.worker.checkpoint_command import app
 from moeray.worker.checkpoint_make import make_checkpoint
@@ -55,7 +54,7 @@ def test_tiny_is_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made = Checkpoint.open(tmp_path / "made")
     assert made.config.vocabulary_size == 201088
     assert len(ranks_from_tokenizer_json(made.folder / "tokenizer.json").splitlines()) == 199998
-    _leave_tokenizer_empty(embedded_module, monkeypatch)
+    _leave_tokenizer_empty(checkpoint_make, monkeypatch)
     embedded = ensure_embedded(tmp_path / "cache")
     assert _weights(embedded) == _weights(made.folder)
     before = (embedded / "config.json").stat()
