@@ -131,6 +131,17 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
+def use_ray_token() -> None:
+    """Show the joined Ray cluster the token that this user has; call it before Ray is imported.
+
+    `ray start` turns token authentication on where a token is found, but ray.init does not for a
+    cluster that it joins: without this, a cluster that the same user started would refuse us.
+    """
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or token_file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def _with_file(config: Path) -> type[Settings]:
     if not config.is_file():
         raise SettingsError(f"--config: {config} is no file")

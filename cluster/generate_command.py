@@ -201,5 +201,6 @@ def _complete_json(client: Client, request: pb.GenerateRequest, timeout: float |
 
 
 def _failure(error: ClientError) -> typer.Exit:
-    Console(stderr=True, highlight=False).print(f"moeray: {error}", markup=False)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors.print(f"moeray: {error}", markup=False)
     return typer.Exit(1)

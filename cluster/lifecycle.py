@@ -6,10 +6,12 @@ Whatever happens inside, what was started here is stopped at the end, and nothin
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray import serve
@@ -25,7 +27,7 @@ from moeray.vocabulary.cluster_token import mint_token
 
 _LOCAL_OBJECT_STORE_BYTES = 128 << 20
 _POLL_S = 0.1
-_RAY_LOG_LEVEL = logging.ERROR
+_CONNECT_TIMEOUT_S = 5.0
 
 Progress = Callable[[str], None]
 
@@ -48,8 +50,6 @@ def running_cluster(settings: Settings, progress: Progress) -> Iterator[Cluster]
 
     Raises StartError or PortTaken; then nothing is left behind.
     """
-    # Serve tells its driver about each step of its own; here only trouble is of interest.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with ExitStack() as stack:
         port = stack.enter_context(hold_port(settings.host, settings.port))
         address = ray_address()
@@ -72,7 +72,7 @@ def running_cluster(settings: Settings, progress: Progress) -> Iterator[Cluster]
 def stop_cluster(address: str) -> bool:
     """Stop the cluster that runs on the Ray cluster at ``address``. False: there was none."""
     with _joined_ray(address):
-        found = _router_exists() or APPLICATION in serve.status().applications
+        found = _router_exists()
         _undeploy()
         return found
 
@@ -107,14 +107,11 @@ def _resolve(settings: Settings, model: ModelFacts, *, loopback: bool) -> Engine
 @contextmanager
 def _local_ray() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
+    _init_ray(
         address="local",
-        namespace=ROUTER_NAMESPACE,
         num_cpus=max(2, os.cpu_count() or 2),
         object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
         include_dashboard=False,
-        log_to_driver=False,
-        logging_level=_RAY_LOG_LEVEL,
     )
     try:
         yield
@@ -124,19 +121,46 @@ def _local_ray() -> Iterator[None]:
 
 @contextmanager
 def _joined_ray(address: str) -> Iterator[None]:
+    _check_address(address)
     try:
-        ray.init(
-            address=address,
-            namespace=ROUTER_NAMESPACE,
-            log_to_driver=False,
-            logging_level=_RAY_LOG_LEVEL,
-        )
+        _init_ray(address=address)
     except ConnectionError as error:
-        raise StartError(f"RAY_ADDRESS: no Ray cluster answers at {address}: {error}") from None
+        raise StartError(
+            f"RAY_ADDRESS: no Ray cluster lets us in at {address} ({error}); does it run, and does"
+            " it want another token (RAY_AUTH_TOKEN, or ~/.ray/auth_token)?"
+        ) from None
     try:
         yield
     finally:
+        _end_idle_serve()
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody listens."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        if address == "auto":
+            return
+        raise StartError(f"RAY_ADDRESS: {address!r} is neither HOST:PORT nor auto")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise StartError(f"RAY_ADDRESS: nobody listens at {address}: {error}") from None
+
+
+def _end_idle_serve() -> None:
+    """Take Serve's controller away where nobody needs it: no cluster of ours, no application."""
+    if not _router_exists() and not serve.status().applications:
+        serve.shutdown()
+
+
+def _init_ray(**options: Any) -> None:
+    # Ray and Serve tell their driver about each step of their own; only trouble is of interest.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray.init(
+        namespace=ROUTER_NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options
+    )
 
 
 @contextmanager
@@ -164,7 +188,8 @@ def _deploy(spec: EngineSpec, port: int) -> None:
 
 
 def _undeploy() -> None:
-    serve.delete(APPLICATION)
+    if APPLICATION in serve.status().applications:
+        serve.delete(APPLICATION)
     if _router_exists():
         ray.kill(ray.get_actor(ROUTER_NAME, namespace=ROUTER_NAMESPACE))
 

@@ -27,12 +27,12 @@ def hold_port(host: str, port: int) -> Iterator[int]:
     """
     port = port or _free_port(host)
     lock = _lock_file(port)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _lock(lock, host, port)
     try:
-        _lock(descriptor, host, port)
         _refuse_listener(host, port)
         yield port
     finally:
+        lock.unlink()  # while it is locked, so that it is this process's
         os.close(descriptor)
 
 
@@ -42,17 +42,32 @@ def _lock_file(port: int) -> Path:
     return folder / f"port-{port}.lock"
 
 
-def _lock(descriptor: int, host: str, port: int) -> None:
+def _lock(path: Path, host: str, port: int) -> int:
+    """Make and lock the file; returns its descriptor. Raises PortTaken."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 64, 0).decode(errors="replace") or "unknown"
+            os.close(descriptor)
+            raise PortTaken(
+                f"port {port} on {host} is taken by another Moeray cluster (process {holder});"
+                " stop it, or choose another --port"
+            ) from None
+        # The last holder may have removed the file between the opening and the locking.
+        if _is_still_there(path, descriptor):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_still_there(path: Path, descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 64, 0).decode(errors="replace") or "unknown"
-        raise PortTaken(
-            f"port {port} on {host} is taken by another Moeray cluster (process {holder});"
-            " stop it, or choose another --port"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _refuse_listener(host: str, port: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from moeray.cluster.config import SettingsError, load_settings, ray_address
+from moeray.cluster.config import SettingsError, load_settings, ray_address, use_ray_token
 from moeray.cluster.stop_signals import StopSignals
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def stop() -> None:
     address = ray_address()
     if address is None:
         fail("RAY_ADDRESS is not set; a cluster of its own ends with its `moeray serve`")
+    use_ray_token()
     from moeray.cluster.lifecycle import StartError, stop_cluster
 
     try:
@@ -64,6 +65,8 @@ def run_foreground(config: Path | None, flags: dict[str, Any]) -> None:
         settings = load_settings(config, flags)
     except SettingsError as error:
         fail(str(error))
+    if ray_address():
+        use_ray_token()
     # Imported here: `moeray generate` need not wait for Ray.
     from moeray.cluster.lifecycle import StartError, running_cluster
     from moeray.cluster.port_lock import PortTaken

@@ -35,7 +35,7 @@ from moeray.worker.request import EngineRequest, FinishReason
 from moeray.worker.submit import engine_request
 
 ANSWERS = 1000
-LIMITS = (16, 17, 20, 24, 30, 40)
+LIMITS = (16, 17, 19, 22, 26, 32)
 BUDGETS = (0, 1, 5, 12, None)
 TOOL = Tool(name="get_weather", description="", parameters=None)
 WITHOUT_TOOLS = 5
