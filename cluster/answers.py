@@ -93,6 +93,8 @@ class Answers:
                 except Unavailable:
                     if has_spoken or len(lost_on) < epoch or epoch == MAX_TRIES:
                         raise
+            if recoveries := log.recoveries:
+                self._log.warning("harmony_recovered", request_id=call.request_id, **recoveries)
             for event in log.close(cached_tokens):
                 yield event
         finally:

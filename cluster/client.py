@@ -93,14 +93,16 @@ def user_request(
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    current_date: str = "",
 ) -> pb.GenerateRequest:
-    """A request with one user message; what is None is left to the server."""
+    """A request with one user message; what is None or empty is left to the server."""
     return pb.GenerateRequest(
         messages=[pb.Message(role=pb.ROLE_USER, content=prompt)],
         reasoning_effort=EFFORTS[effort],
         thinking_budget=thinking_budget,
         max_output_tokens=max_output_tokens,
         sampling=pb.Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        current_date=current_date,
     )
 
 

@@ -27,6 +27,7 @@ from moeray.cluster.config import Settings
 from moeray.cluster.contracts import ROUTER_NAME, ROUTER_NAMESPACE, EngineInfo, EngineLoad
 from moeray.cluster.engine_spec import EngineSpec, ModelFacts
 from moeray.cluster.logs import configure_logs
+from moeray.vocabulary import o200k
 from moeray.worker.checkpoint import Checkpoint
 from moeray.worker.config import EngineConfig
 from moeray.worker.embedded import ensure_embedded
@@ -52,7 +53,9 @@ def prepare_model(settings: Settings) -> ModelFacts:
     try:
         folder = model_folder(settings)
         Checkpoint.open(folder)
-    except (CheckpointError, OSError) as error:
+        if settings.model or settings.tokenizer_file:
+            o200k.ranks_from_tokenizer_json(settings.tokenizer_file or folder / "tokenizer.json")
+    except (CheckpointError, o200k.VocabularyError, OSError) as error:
         raise ModelRefused(str(error)) from error
     name = settings.model_name or (folder.name if settings.model else "moeray-embedded")
     return ModelFacts(name=name, path=folder, embedded=settings.model is None)
