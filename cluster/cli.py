@@ -10,8 +10,11 @@ from typing import Annotated
 import typer
 
 from moeray.cluster import demo_command, generate_command, serve_command
+from moeray.cluster.serve_command import fail
 
 COMMAND_GROUP = "moeray.commands"
+ENGINE_MODULES = ("numpy", "safetensors", "torch", "triton")
+"""What the extra ``moeray[engine]`` brings: a gateway's machine may lack it."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,7 +43,12 @@ def main() -> None:
     """Entry point of the ``moeray`` script."""
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
         _join(entry)
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name not in ENGINE_MODULES:
+            raise
+        fail(f"this needs {error.name}: pip install 'moeray[engine]'")
 
 
 def _join(entry: EntryPoint) -> None:
@@ -53,10 +61,4 @@ def _join(entry: EntryPoint) -> None:
         context_settings={"ignore_unknown_options": True},
     )
     def run(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-        try:
-            command = entry.load()
-        except ModuleNotFoundError as error:
-            serve_command.fail(
-                f"`moeray {entry.name}` needs {error.name}: pip install 'moeray[engine]'"
-            )
-        command(arguments or [], prog_name=f"moeray {entry.name}")
+        entry.load()(arguments or [], prog_name=f"moeray {entry.name}")

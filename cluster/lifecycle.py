@@ -6,6 +6,7 @@ Whatever happens inside, what was started here is stopped at the end, and nothin
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -158,9 +159,12 @@ def _end_idle_serve() -> None:
 def _init_ray(**options: Any) -> None:
     # Ray and Serve tell their driver about each step of their own; only trouble is of interest.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Ray's own handler of SIGTERM aborts the process: whoever called us keeps theirs.
+    terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     ray.init(
         namespace=ROUTER_NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options
     )
+    signal.signal(signal.SIGTERM, terminate)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from moeray.cluster.contracts import ROUTER_NAME, ROUTER_NAMESPACE, EngineInfo, 
 from moeray.cluster.engine_spec import EngineSpec, ModelFacts
 from moeray.cluster.logs import configure_logs
 from moeray.vocabulary import o200k
+from moeray.vocabulary.harmony_tokens import VOCABULARY_SIZE
 from moeray.worker.checkpoint import Checkpoint
 from moeray.worker.config import EngineConfig
 from moeray.worker.embedded import ensure_embedded
@@ -52,7 +53,12 @@ def prepare_model(settings: Settings) -> ModelFacts:
     """Check the checkpoint, or make the embedded one, on this machine. Raises ModelRefused."""
     try:
         folder = model_folder(settings)
-        Checkpoint.open(folder)
+        vocabulary_size = Checkpoint.open(folder).config.vocabulary_size
+        if vocabulary_size != VOCABULARY_SIZE:
+            raise ModelRefused(
+                f"{folder / 'config.json'}: vocab_size is {vocabulary_size},"
+                f" expected {VOCABULARY_SIZE}"
+            )
         if settings.model or settings.tokenizer_file:
             o200k.ranks_from_tokenizer_json(settings.tokenizer_file or folder / "tokenizer.json")
     except (CheckpointError, o200k.VocabularyError, OSError) as error:

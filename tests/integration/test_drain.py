@@ -1,5 +1,9 @@
-"""Ctrl-C in the middle of an answer: the answer ends whole, and everything is gone after."""
+"""SIGTERM in the middle of an answer: the answer ends whole, and everything is gone after.
 
+Ctrl-C ends the clusters of the other tests.
+"""
+
+import signal
 import threading
 
 import pytest
@@ -26,7 +30,7 @@ def test_a_running_answer_is_finished() -> None:
         listener = threading.Thread(target=listen, args=(server.target,))
         listener.start()
         assert started.wait(30)
-        assert server.stop() == 0
+        assert server.stop(signal.SIGTERM) == 0, server.output
         listener.join(30)
     assert "draining" in server.output
     assert answer.response.finish_reason == pb.FINISH_REASON_LENGTH
