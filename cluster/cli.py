@@ -4,13 +4,14 @@ Starts without torch: commands that need it live in ``worker/``, join by name th
 entry-point group ``moeray.commands``, and import torch only when they run.
 """
 
+import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
 import typer
 
 from moeray.cluster import demo_command, generate_command, serve_command
-from moeray.cluster.serve_command import fail
+from moeray.cluster.terminal import complain
 
 COMMAND_GROUP = "moeray.commands"
 ENGINE_MODULES = ("numpy", "safetensors", "torch", "triton")
@@ -48,7 +49,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ENGINE_MODULES:
             raise
-        fail(f"this needs {error.name}: pip install 'moeray[engine]'")
+        complain(f"this needs {error.name}: pip install 'moeray[engine]'")
+        sys.exit(1)
 
 
 def _join(entry: EntryPoint) -> None:

@@ -18,9 +18,8 @@ from rich.table import Table
 
 from moeray.cluster.client import Client, ClientError, user_request
 from moeray.cluster.config import SettingsError, load_settings
-from moeray.cluster.serve_command import fail
 from moeray.cluster.stop_signals import StopSignals
-from moeray.cluster.terminal import StreamPrinter
+from moeray.cluster.terminal import StreamPrinter, fail
 from moeray.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from google.protobuf import json_format
 from rich.console import Console
 
 from moeray.cluster.client import EFFORTS, Client, ClientError, user_request
-from moeray.cluster.terminal import StreamPrinter
+from moeray.cluster.terminal import StreamPrinter, fail
 from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 
@@ -91,7 +91,10 @@ def chat(
     )
     del request.messages[:]
     with Client(target) as client:
-        models = client.models()
+        try:
+            models = client.models()
+        except ClientError as error:
+            fail(str(error))
         names = ", ".join(model.name for model in models) or "no model yet"
         console.print(f"{names} at {target}. /help lists the commands.", style="dim")
         _Chat(client, request, console, show_analysis).run()
@@ -182,7 +185,7 @@ def _stream(
         for event in client.generate(request, timeout):
             printer.add(event)
     except ClientError as error:
-        raise _failure(error) from None
+        fail(str(error))
 
 
 def _complete_json(client: Client, request: pb.GenerateRequest, timeout: float | None) -> str:
@@ -191,16 +194,10 @@ def _complete_json(client: Client, request: pb.GenerateRequest, timeout: float |
         for event in client.generate(request, timeout):
             answer.add(event)
     except ClientError as error:
-        raise _failure(error) from None
+        fail(str(error))
     return json_format.MessageToJson(
         answer.response,
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
         ensure_ascii=False,
     )
-
-
-def _failure(error: ClientError) -> typer.Exit:
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    errors.print(f"moeray: {error}", markup=False)
-    return typer.Exit(1)

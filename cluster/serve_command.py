@@ -1,18 +1,16 @@
 """``moeray serve`` and ``moeray stop``: a cluster in the foreground, and the end of one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moeray.cluster.config import SettingsError, load_settings, ray_address, use_ray_token
 from moeray.cluster.stop_signals import StopSignals
+from moeray.cluster.terminal import fail
 
 if TYPE_CHECKING:
     from moeray.cluster.lifecycle import Cluster
-
-_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def serve(
@@ -95,9 +93,3 @@ def _endpoints(cluster: "Cluster") -> str:
         f"           moeray chat{flag}\n"
         f"  Ctrl-C   drains and stops"
     )
-
-
-def fail(message: str) -> NoReturn:
-    """Print ``message`` to stderr and exit with 1."""
-    _ERRORS.print(f"moeray: {message}", markup=False)
-    raise typer.Exit(1)

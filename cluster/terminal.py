@@ -1,7 +1,9 @@
 """How answers look on a terminal: channels as they stream, and nothing that a model could forge."""
 
 import unicodedata
+from typing import NoReturn
 
+import typer
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
@@ -9,6 +11,7 @@ from rich.text import Text
 from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 
+_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 ANALYSIS = Style(dim=True, italic=True)
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -71,3 +74,14 @@ class StreamPrinter:
     def _end_line(self) -> None:
         if self._channel is not None:
             self._console.print()
+
+
+def complain(message: str) -> None:
+    """Print ``message`` to stderr in the command's name."""
+    _ERRORS.print(f"moeray: {message}", markup=False)
+
+
+def fail(message: str) -> NoReturn:
+    """Print ``message`` to stderr and exit with 1; inside a command only."""
+    complain(message)
+    raise typer.Exit(1)

@@ -66,8 +66,9 @@ def test_wrong_arguments_are_named(arguments: tuple[str, ...], said: str) -> Non
     assert said.lower() in refused.stderr.lower()
 
 
-def test_nobody_listens() -> None:
-    refused = run("generate", "hi", "--target", "127.0.0.1:1", "--timeout", "5")
+@pytest.mark.parametrize("command", [("generate", "hi", "--timeout", "5"), ("chat",)])
+def test_nobody_listens(command: tuple[str, ...]) -> None:
+    refused = run(*command, "--target", "127.0.0.1:1")
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"moeray: {grpc.StatusCode.UNAVAILABLE.name}: ")
     assert "is `moeray serve` running at 127.0.0.1:1?" in refused.stderr
