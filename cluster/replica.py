@@ -168,17 +168,18 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop: finish what runs, then let go."""
-        with contextlib.suppress(AttributeError):  # __init__ did not get far
-            for task in self._tasks:
-                task.cancel()
-            with contextlib.suppress(RayError, ValueError):
-                await _router().deregister_engine.remote(self._engine_id)
-            self._thread.drain()
-            grace = self._spec.settings.drain_timeout_s
-            if not await asyncio.to_thread(self._thread.join, grace):
-                self._thread.stop()
-                await asyncio.to_thread(self._thread.join, self._spec.settings.step_timeout_s)
-            await self._server.stop(_SERVER_GRACE_S)
+        if not hasattr(self, "_tasks"):  # __init__ did not get to its end
+            return
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(RayError, ValueError):
+            await _router().deregister_engine.remote(self._engine_id)
+        self._thread.drain()
+        settings = self._spec.settings
+        if not await asyncio.to_thread(self._thread.join, settings.drain_timeout_s):
+            self._thread.stop()
+            await asyncio.to_thread(self._thread.join, settings.step_timeout_s)
+        await self._server.stop(_SERVER_GRACE_S)
 
     async def _start_ranks(
         self, actors: list["ActorHandle[Any]"], group: SocketRanks
