@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES_LIST := $(VENV)/sources.txt
 PROTOS := moeray/v1/inference.proto moeray/engine/v1/engine.proto
+LIST_SOURCES := find cluster kernels worker protos -name '*.py' -o -name '*.pyi' | sort
 PYTEST_FLAGS ?=
 
 # The embedded checkpoint of demo and tests stays inside the repository.
@@ -27,10 +28,11 @@ $(VENV)/dependencies: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=24' 'setuptools>=77'
 	$(BIN)/pip install --quiet --editable '.[engine,test,dev]' --config-settings editable_mode=strict
-	touch $@
+	$(LIST_SOURCES) > $(SOURCES_LIST)
+	touch $@ $(VENV)/installed
 
 $(SOURCES_LIST): FORCE | $(VENV)/dependencies
-	@find cluster kernels worker protos -name '*.py' -o -name '*.pyi' | sort > $@.new
+	@$(LIST_SOURCES) > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 $(VENV)/installed: $(VENV)/dependencies $(SOURCES_LIST)

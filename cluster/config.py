@@ -9,7 +9,7 @@ environment.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, protected_namespaces=()
     )
+
+    _sources_below: ClassVar[tuple[PydanticBaseSettingsSource, ...]] = ()
+    """Weaker than flags and environment: the file, in ``load_settings``."""
 
     model: Path | None = None
     """Checkpoint folder in Hugging Face's gpt-oss layout. None: the embedded model."""
@@ -108,7 +111,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, env_settings)
+        return (init_settings, env_settings, *cls._sources_below)
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
@@ -151,16 +154,7 @@ def _with_file(config: Path) -> type[Settings]:
         raise SettingsError(f"--config: {config} is no YAML mapping: {error}") from error
 
     class FileSettings(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (init_settings, env_settings, file_source)
+        _sources_below = (file_source,)
 
     return FileSettings
 

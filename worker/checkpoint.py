@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
@@ -20,7 +20,7 @@ from moeray.worker.checkpoint_layout import (
     TensorSpec,
     expected_tensors,
 )
-from moeray.worker.model_config import CheckpointError, ModelConfig
+from moeray.worker.model_config import CheckpointError, ModelConfig, read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: expected a folder that holds a gpt-oss checkpoint")
         config = ModelConfig.read(folder / "config.json")
-        _read_json_object(folder / "tokenizer.json", "a tokenizer.json")
+        read_json_object(folder / "tokenizer.json", "a tokenizer.json")
         files = _tensor_files(folder)
         headers = {path: _read_header(path) for path in sorted(set(files.values()))}
         for name, spec in expected_tensors(config).items():
@@ -90,7 +90,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
 def _indexed_files(folder: Path) -> dict[str, Path]:
     path = folder / INDEX_FILE
-    weight_map = _read_json_object(path, "an index").get("weight_map")
+    weight_map = read_json_object(path, "an index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{path}: expected an object weight_map that names each tensor's file"
@@ -110,18 +110,6 @@ def _indexed_files(folder: Path) -> dict[str, Path]:
         if not shard.is_file():
             raise CheckpointError(f"{shard}: shard is missing, expected by {INDEX_FILE}")
     return files
-
-
-def _read_json_object(path: Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: file is missing, expected {what}")
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}), expected {what}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def _read_header(path: Path) -> dict[str, TensorSpec]:

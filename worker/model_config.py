@@ -61,7 +61,7 @@ class ModelConfig:
     @classmethod
     def read(cls, path: Path) -> "ModelConfig":
         """Reads and checks config.json. Raises CheckpointError."""
-        return cls.parse(_read_object(path), path)
+        return cls.parse(read_json_object(path, "a gpt-oss config.json"), path)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], source: Path) -> "ModelConfig":
@@ -118,13 +118,14 @@ class _Reader:
         return _Reader(self._path, value, f"{self._prefix}{key}.")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError, which says that it should be ``what``."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: file is missing, expected a gpt-oss config.json")
+        raise CheckpointError(f"{path}: file is missing, expected {what}")
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{path}: not valid JSON ({error}), expected {what}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds {type(data).__name__}, expected a JSON object")
     return data
