@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     model_name: str | None = Field(default=None, pattern=r"^[\w.:/-]{1,128}$")
     """Name that clients use. None: the folder's name."""
     tokenizer_file: Path | None = None
-    """A tokenizer.json that wins over the checkpoint's own."""
+    """A tokenizer.json or tiktoken file that wins over the checkpoint's tokenizer.json."""
     cache_dir: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "moeray"
     )

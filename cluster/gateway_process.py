@@ -25,7 +25,7 @@ class GatewaySettings:
     cluster_token: bytes
     """What gateways and engines prove to each other that they know."""
     tokenizer_file: Path | None = None
-    """A tokenizer.json that wins over the checkpoint's own."""
+    """A tokenizer.json or tiktoken file that wins over the checkpoint's tokenizer.json."""
     checkpoint: Path | None = None
     """The served checkpoint's folder, for its tokenizer. None: the packaged vocabulary."""
     no_engine_wait_s: float = 30.0

@@ -27,8 +27,9 @@ from moeray.cluster.config import Settings
 from moeray.cluster.contracts import ROUTER_NAME, ROUTER_NAMESPACE, EngineInfo, EngineLoad
 from moeray.cluster.engine_spec import EngineSpec, ModelFacts
 from moeray.cluster.logs import configure_logs
-from moeray.vocabulary import o200k
+from moeray.cluster.tokenizer import resolve_ranks
 from moeray.vocabulary.harmony_tokens import VOCABULARY_SIZE
+from moeray.vocabulary.o200k import VocabularyError, load_ranks
 from moeray.worker.checkpoint import Checkpoint
 from moeray.worker.config import EngineConfig
 from moeray.worker.embedded import ensure_embedded
@@ -60,8 +61,11 @@ def prepare_model(settings: Settings) -> ModelFacts:
                 f" expected {VOCABULARY_SIZE}"
             )
         if settings.model or settings.tokenizer_file:
-            o200k.ranks_from_tokenizer_json(settings.tokenizer_file or folder / "tokenizer.json")
-    except (CheckpointError, o200k.VocabularyError, OSError) as error:
+            # The embedded model's is the packaged one. Gateways will load the same.
+            load_ranks(
+                *resolve_ranks(tokenizer_file=settings.tokenizer_file, checkpoint=settings.model)
+            )
+    except (CheckpointError, VocabularyError, OSError) as error:
         raise ModelRefused(str(error)) from error
     name = settings.model_name or (folder.name if settings.model else "moeray-embedded")
     return ModelFacts(name=name, path=folder, embedded=settings.model is None)
