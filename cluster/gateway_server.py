@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from moeray.cluster.inference_service import InferenceService
 from moeray.cluster.interceptors import RpcBoundary
+from moeray.cluster.port_lock import host_port
 from moeray.v1 import inference_pb2, inference_pb2_grpc
 
 SERVICE: Final = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
@@ -86,11 +87,11 @@ class GatewayServer:
     async def start(self) -> int:
         """Listen; returns the port. Raises PortNotBound."""
         await self.set_serving(False)
-        address = f"{self._options.host}:{self._options.port}"
+        listening = host_port(self._options.host, self._options.port)
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = self._server.add_insecure_port(listening)
         except RuntimeError as error:
-            raise PortNotBound(f"{address} cannot be bound: {error}") from error
+            raise PortNotBound(f"{listening} cannot be bound: {error}") from error
         await self._server.start()
         return self.port
 

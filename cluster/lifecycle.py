@@ -22,7 +22,7 @@ from moeray.cluster.client import Client
 from moeray.cluster.config import Settings, ray_address
 from moeray.cluster.contracts import ROUTER_NAME, ROUTER_NAMESPACE
 from moeray.cluster.engine_spec import EngineSpec, ModelFacts
-from moeray.cluster.port_lock import hold_port
+from moeray.cluster.port_lock import hold_port, host_port
 from moeray.cluster.replica import ModelRefused, prepare_model
 from moeray.vocabulary.cluster_token import mint_token
 
@@ -53,15 +53,15 @@ def running_cluster(settings: Settings, progress: Progress) -> Iterator[Cluster]
     """
     with ExitStack() as stack:
         port = stack.enter_context(hold_port(settings.host, settings.port))
-        address = ray_address()
+        joined = ray_address()
         # Without a cluster to join, a bad checkpoint is refused before anything is started.
-        model = None if address else _checked_model(settings, prepare_model)
-        progress(f"joining Ray at {address}" if address else "starting Ray")
-        stack.enter_context(_joined_ray(address) if address else _local_ray())
+        model = None if joined else _checked_model(settings, prepare_model)
+        progress(f"joining Ray at {joined}" if joined else "starting Ray")
+        stack.enter_context(_joined_ray(joined) if joined else _local_ray())
         model = model or _checked_model(settings, _prepare_in_cluster)
-        spec = _resolve(settings, model, loopback=address is None)
+        spec = _resolve(settings, model, loopback=joined is None)
         progress(f"loading {model.name}: {spec.ranks} ranks on {spec.device}, {spec.dtype}")
-        target = f"{_reachable(settings.host)}:{port}"
+        target = host_port(_reachable(settings.host), port)
         stack.enter_context(_deployed(spec, port))
         _wait_until_serving(target, settings.start_timeout_s)
         try:
@@ -207,7 +207,7 @@ def _router_exists() -> bool:
 
 
 def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _wait_until_serving(target: str, timeout_s: float) -> None:

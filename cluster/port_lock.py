@@ -36,6 +36,11 @@ def hold_port(host: str, port: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+def host_port(host: str, port: int) -> str:
+    """HOST:PORT as gRPC reads it, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _lock_file(port: int) -> Path:
     folder = Path(tempfile.gettempdir()) / f"moeray-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

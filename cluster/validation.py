@@ -100,12 +100,9 @@ class Validator:
 
         self._make_tool = make_tool
 
-    def validate(
-        self, request: inference_pb2.GenerateRequest, *, path: str = ""
-    ) -> GenerationRequest:
-        """Raises InvalidRequest with all violations. ``path`` goes before each field's path, as in
-        ``generation.`` where the request is a field of another message."""
-        found = _Violations(path)
+    def validate(self, request: inference_pb2.GenerateRequest) -> GenerationRequest:
+        """Raises InvalidRequest with all violations."""
+        found = _Violations()
         _refuse_unsupported(request, found)
         found.limit("model", len(request.model), MAX_ID_CHARACTERS, "characters")
         found.limit(
@@ -197,7 +194,6 @@ def check_length(
     context_length: int,
     max_sequence_tokens: int,
     default_max_output_tokens: int,
-    path: str = "",
 ) -> int:
     """The limit on generated tokens to use, once the prompt is rendered.
 
@@ -207,7 +203,7 @@ def check_length(
     """
     limit = min(context_length, max_sequence_tokens)
     room = limit - prompt_tokens
-    found = _Violations(path)
+    found = _Violations()
     if room < MIN_OUTPUT_TOKENS:
         found.add(
             "messages",
@@ -228,11 +224,10 @@ def check_length(
 
 @dataclass(slots=True)
 class _Violations:
-    prefix: str
     found: list[FieldViolation] = field(default_factory=list)
 
     def add(self, path: str, description: str) -> None:
-        self.found.append(FieldViolation(self.prefix + path, description))
+        self.found.append(FieldViolation(path, description))
 
     def limit(self, path: str, value: int, most: int, unit: str) -> bool:
         """Whether ``value`` is at most ``most``; a violation if not."""

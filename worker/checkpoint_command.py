@@ -74,7 +74,7 @@ def make(
 
 
 def _failed(message: str) -> typer.Exit:
-    Console(stderr=True).print(f"Error: {message}", style="red", markup=False, soft_wrap=True)
+    Console(stderr=True).print(f"moeray: {message}", markup=False, soft_wrap=True)
     return typer.Exit(1)
 
 

@@ -112,12 +112,12 @@ def _write_shards(
 ) -> None:
     shards = _planned_shards(tensors, shard_bytes)
     total = sum(spec.nbytes for spec in tensors.values())
-    names = list(tensors)
+    indices = {name: index for index, name in enumerate(tensors)}
     weight_map: dict[str, str] = {}
     done = 0
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        drawn = {name: weights.draw(names.index(name), name, tensors[name]) for name in shard}
+        drawn = {name: weights.draw(indices[name], name, tensors[name]) for name in shard}
         save_file(drawn, folder / file, metadata={"format": "pt"})
         # safetensors writes files that only their owner may read.
         (folder / file).chmod(0o644)

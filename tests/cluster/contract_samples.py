@@ -21,6 +21,10 @@ def engine(
     )
 
 
+def one_rank_engine(*, places: int = 1) -> EngineInfo:
+    return engine(ranks=1, places=places)
+
+
 def load(engine_id: str = "e1") -> EngineLoad:
     return EngineLoad(engine_id=engine_id, running=[0], waiting=[0], free_blocks=[1], steps=0)
 

@@ -8,7 +8,7 @@ from concurrent import futures
 import grpc
 import pytest
 
-from moeray.cluster.port_lock import PortTaken, hold_port
+from moeray.cluster.port_lock import PortTaken, hold_port, host_port
 
 HOST = "127.0.0.1"
 
@@ -68,3 +68,8 @@ def test_a_held_port_can_be_served_on() -> None:
         server = grpc.server(futures.ThreadPoolExecutor(1))
         assert server.add_insecure_port(f"{HOST}:{port}") == port
         server.stop(None).wait()
+
+
+def test_addresses() -> None:
+    assert host_port("127.0.0.1", 5) == "127.0.0.1:5"
+    assert host_port("::1", 5) == "[::1]:5"

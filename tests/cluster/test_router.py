@@ -3,16 +3,16 @@
 import asyncio
 
 from moeray.cluster.contracts import (
-    EngineInfo,
     EngineLoad,
     LivePlacement,
     Placement,
-    PlacementRequest,
     Refused,
     Waiting,
 )
 from moeray.cluster.placement import PlacementLimits
 from moeray.cluster.router import RouterActor
+from tests.cluster.contract_samples import one_rank_engine as engine
+from tests.cluster.contract_samples import request
 
 
 class Clock:
@@ -21,34 +21,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def engine(engine_id: str = "e1", *, places: int = 1) -> EngineInfo:
-    return EngineInfo(
-        engine_id=engine_id,
-        address="127.0.0.1:1",
-        model="m",
-        ranks=1,
-        context_length=1024,
-        vocabulary_size=201088,
-        max_sequence_tokens=1024,
-        default_max_output_tokens=64,
-        max_running_per_rank=places,
-        block_tokens=16,
-        blocks_per_rank=64,
-    )
-
-
-def request(request_id: str, deadline: float | None = None) -> PlacementRequest:
-    return PlacementRequest(
-        request_id=request_id,
-        model="m",
-        prompt_tokens=5,
-        max_output_tokens=5,
-        priority=0,
-        conversation_id="",
-        deadline=deadline,
-    )
 
 
 async def test_watch_answers_at_once_when_the_engine_list_is_another() -> None:

@@ -19,6 +19,8 @@ from moeray.cluster.contracts import (
 from moeray.cluster.placement import PlacementLimits
 from moeray.cluster.router import RouterActor
 from moeray.cluster.router_client import RouterClient, RouterUnreachable
+from tests.cluster.contract_samples import one_rank_engine as engine
+from tests.cluster.contract_samples import request
 
 
 class LosableRouter:
@@ -64,34 +66,6 @@ class LosableRouter:
 
     async def announce(self, gateway_id: str, placements: list[LivePlacement]) -> None:
         await self._call(lambda: self.actor.announce(gateway_id, placements))
-
-
-def engine(*, places: int = 1) -> EngineInfo:
-    return EngineInfo(
-        engine_id="e1",
-        address="127.0.0.1:1",
-        model="m",
-        ranks=1,
-        context_length=1024,
-        vocabulary_size=201088,
-        max_sequence_tokens=1024,
-        default_max_output_tokens=64,
-        max_running_per_rank=places,
-        block_tokens=16,
-        blocks_per_rank=64,
-    )
-
-
-def request(request_id: str, model: str = "m", deadline: float | None = None) -> PlacementRequest:
-    return PlacementRequest(
-        request_id=request_id,
-        model=model,
-        prompt_tokens=5,
-        max_output_tokens=5,
-        priority=0,
-        conversation_id="",
-        deadline=deadline,
-    )
 
 
 @asynccontextmanager
