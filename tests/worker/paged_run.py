@@ -67,14 +67,17 @@ class PagedRun:
         *,
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
+        kv_tokens: int = 2048,
+        step_tokens: int = 256,
+        sequences: int = 8,
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         engine = EngineConfig(
             model=folder,
             block_tokens=BLOCK_TOKENS,
-            kv_tokens_per_rank=2048,
-            max_running_per_rank=8,
-            step_tokens_per_rank=256,
+            kv_tokens_per_rank=kv_tokens,
+            max_running_per_rank=sequences,
+            step_tokens_per_rank=step_tokens,
         )
         self.model = Model.load(
             checkpoint,

@@ -1,4 +1,7 @@
-"""The model against transformers' GptOss, from one folder: logits at prefill and at every step."""
+"""The model against transformers' GptOss, from one folder: logits at prefill and at every step.
+
+The comparison itself is tested too: each part of the model, broken alone, must fail it.
+"""
 
 import dataclasses
 import shutil
@@ -8,17 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GptOssForCausalLM, Mxfp4Config
 
+from moeray.kernels import reference as ops
 from moeray.worker.checkpoint import Checkpoint
 from moeray.worker.communicator import SingleRank
 from moeray.worker.model import Model
-from tests.worker.paged_run import CPU, SMALL, PagedRun, make_small
-
-TOLERANCE = 1e-4
-"""Of the greatest logit."""
+from tests.worker.paged_run import CPU, PagedRun
+from tests.worker.parity import (
+    TOLERANCE,
+    error,
+    make_loud,
+    random_text,
+    rewrite,
+    transformers_logits,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,68 +35,18 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights far from Moeray's small ones, so that each part of the model moves the logits."""
-    path = make_small(tmp_path_factory.mktemp("parity") / "checkpoint")
-    _rewrite(path, _louder)
-    return path
-
-
-def _rewrite(folder: Path, change: Callable[[str, Tensor], Tensor]) -> None:
-    for shard in folder.glob("*.safetensors"):
-        tensors = {name: change(name, tensor) for name, tensor in load_file(shard).items()}
-        save_file(tensors, shard, metadata={"format": "pt"})
-
-
-def _louder(name: str, tensor: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(len(name))
-    if tensor.dtype == torch.uint8:
-        # Two octaves up, and scales that differ from block to block.
-        if name.endswith("scales"):
-            octaves = torch.randint(0, 4, tensor.shape, generator=generator, dtype=torch.uint8)
-            return tensor + octaves
-        return tensor
-    if name.endswith("bias"):
-        return tensor * 25
-    if name.endswith("sinks"):
-        return tensor * 3
-    if name.endswith("norm.weight"):
-        return (1 + 0.3 * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
-    if name.endswith("o_proj.weight"):
-        return tensor * 8
-    if name.endswith("router.weight"):
-        return tensor * 3
-    return tensor
+    return make_loud(tmp_path_factory.mktemp("parity") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, list[int]]:
-    generator = torch.Generator().manual_seed(1)
     lengths = {"long": 210, "longer": 275, "short": 45}
-    return {
-        name: torch.randint(SMALL.vocabulary_size, (length,), generator=generator).tolist()
-        for name, length in lengths.items()
-    }
+    return {name: random_text(length, seed=length) for name, length in lengths.items()}
 
 
 @pytest.fixture(scope="module")
 def wanted(folder: Path, texts: dict[str, list[int]]) -> dict[str, Tensor]:
-    """transformers' logits [tokens, vocabulary] of each text."""
-    reference = GptOssForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        quantization_config=Mxfp4Config(dequantize=True),
-        attn_implementation="eager",
-        # The other implementations may compute in bfloat16.
-        experts_implementation="eager",
-    )
-    # Older versions leave the dequantised experts in bfloat16, which holds them exactly.
-    reference = reference.eval().to(CPU, torch.float32)
-    with torch.no_grad():
-        return {name: reference(torch.tensor([text])).logits[0] for name, text in texts.items()}
-
-
-def _error(got: Tensor, want: Tensor) -> float:
-    return float((got - want).abs().max() / want.abs().max())
+    return transformers_logits(folder, texts)
 
 
 class _Progress:
@@ -112,7 +69,7 @@ class _Progress:
         got = self.run.step(chunks, padded_rows=sum(rows.values()) + padding)
         for name in rows:
             want = self._wanted[name][self.done[name] - 1]
-            assert _error(got[name], want) <= TOLERANCE, f"{name} at {self.done[name] - 1}"
+            assert error(got[name], want) <= TOLERANCE, f"{name} at {self.done[name] - 1}"
 
 
 def test_prefill_in_one_chunk(
@@ -162,14 +119,112 @@ def test_comparison_sees_a_small_change(
     )
     run.model = Model.load(checkpoint, device=CPU, dtype=torch.float32, communicator=SingleRank())
     got = run.step({"long": texts["long"]})["long"]
-    assert _error(got, wanted["long"][-1]) > 2 * TOLERANCE
+    assert error(got, wanted["long"][-1]) > 2 * TOLERANCE
 
 
-@pytest.mark.parametrize("part", ["sinks", "q_proj.bias", "router.bias", "down_proj_bias"])
-def test_comparison_sees_every_part(
+@pytest.mark.parametrize(
+    "part",
+    [
+        "sinks",
+        "q_proj.bias",
+        "k_proj.bias",
+        "v_proj.bias",
+        "o_proj.bias",
+        "router.bias",
+        "gate_up_proj_bias",
+        "down_proj_bias",
+    ],
+)
+def test_comparison_sees_every_bias(
     part: str, folder: Path, tmp_path: Path, texts: dict[str, list[int]], wanted: dict[str, Tensor]
 ) -> None:
     other = Path(shutil.copytree(folder, tmp_path / "other"))
-    _rewrite(other, lambda name, t: t + 0.1 if name.endswith(part) else t)
+    # Not the same for all: a constant on every expert or every sink would change little.
+    rewrite(other, lambda name, t: t * 1.5 if name.endswith(part) else t)
     got = PagedRun(other).step({"long": texts["long"]})["long"]
-    assert _error(got, wanted["long"][-1]) > 2 * TOLERANCE
+    assert error(got, wanted["long"][-1]) > 2 * TOLERANCE
+
+
+def _no_sinks(*args: Any, **kwargs: Any) -> Tensor:
+    return _paged_attention(*args[:7], torch.full_like(args[7], -torch.inf), **kwargs)
+
+
+def _swiglu_of_halves(gate_up: Tensor, *, limit: float, alpha: float) -> Tensor:
+    halves = gate_up.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    return _clamped_swiglu(halves, limit=limit, alpha=alpha)
+
+
+def _swiglu_swapped(gate_up: Tensor, *, limit: float, alpha: float) -> Tensor:
+    swapped = gate_up.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return _clamped_swiglu(swapped, limit=limit, alpha=alpha)
+
+
+def _swiglu_gate_unclamped(gate_up: Tensor, *, limit: float, alpha: float) -> Tensor:
+    gate, up = gate_up[..., ::2], gate_up[..., 1::2].clamp(min=-limit, max=limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
+def _swiglu_up_unclamped(gate_up: Tensor, *, limit: float, alpha: float) -> Tensor:
+    gate, up = gate_up[..., ::2].clamp(max=limit), gate_up[..., 1::2]
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
+def _swiglu_without_one(gate_up: Tensor, *, limit: float, alpha: float) -> Tensor:
+    gate = gate_up[..., ::2].clamp(max=limit)
+    return gate * torch.sigmoid(alpha * gate) * gate_up[..., 1::2].clamp(min=-limit, max=limit)
+
+
+def _high_nibble_first(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return _dequantize(blocks << 4 | blocks >> 4, scales, dtype)
+
+
+def _scales_an_octave_off(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return _dequantize(blocks, scales + 1, dtype)
+
+
+def _rope_of_neighbours(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    halves = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    turned = _apply_rope(halves, cosine, sine)
+    return turned.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+def _softmax_over_all(x: Tensor, weight: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    experts, _ = _route(x, weight, bias, top_k)
+    logits = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
+    return experts, logits.softmax(-1).gather(1, experts)
+
+
+_paged_attention = ops.paged_attention
+_clamped_swiglu = ops.clamped_swiglu
+_dequantize = ops.dequantize_mxfp4
+_apply_rope = ops.apply_rope
+_route = ops.route
+
+
+@pytest.mark.parametrize(
+    ("op", "broken"),
+    [
+        ("paged_attention", _no_sinks),
+        ("clamped_swiglu", _swiglu_of_halves),
+        ("clamped_swiglu", _swiglu_swapped),
+        ("clamped_swiglu", _swiglu_gate_unclamped),
+        ("clamped_swiglu", _swiglu_up_unclamped),
+        ("clamped_swiglu", _swiglu_without_one),
+        ("dequantize_mxfp4", _high_nibble_first),
+        ("dequantize_mxfp4", _scales_an_octave_off),
+        ("apply_rope", _rope_of_neighbours),
+        ("yarn_attention_scaling", lambda factor: 1.0),
+        ("route", _softmax_over_all),
+    ],
+)
+def test_comparison_sees_a_broken_op(
+    op: str,
+    broken: Callable[..., Any],
+    folder: Path,
+    texts: dict[str, list[int]],
+    wanted: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ops, op, broken)
+    got = PagedRun(folder).step({"long": texts["long"]})["long"]
+    assert error(got, wanted["long"][-1]) > 2 * TOLERANCE
