@@ -68,6 +68,12 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     seed: int
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, bias), each id once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +94,13 @@ class GenerationRequest:
     current_date: str
     """YYYY-MM-DD."""
     include_token_ids: bool = False
+    stop: tuple[str, ...] = ()
+    """Strings that end the final message."""
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_output_tokens: int = 0
+    n: int = 1
+    """How many answers."""
+    top_logprobs: int | None = None
+    """None: no log-probabilities."""
+    cache_salt: str = ""

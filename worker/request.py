@@ -25,17 +25,33 @@ class FinishReason(Enum):
     TOOL_CALL = "tool_call"
     LENGTH = "length"
     FAILED = "failed"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn. temperature 0 is greedy; top_k 0 is all tokens."""
+    """How tokens are drawn. temperature 0 is greedy; top_k 0 is all tokens.
+
+    Penalties and bias act in bodies, on text tokens (ids below FIRST_SPECIAL).
+    """
 
     temperature: float
     top_p: float
     top_k: int
     seed: int
     """An unsigned 64-bit integer: the key of the counter-based generator."""
+    min_p: float = 0.0
+    """Least probability relative to the likeliest token; 0 is all."""
+    repetition_penalty: float = 1.0
+    """On tokens of prompt and output: divides positive logits, multiplies negative ones."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens of the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logits of tokens of the output, for each time."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), each id once."""
+    top_logprobs: int | None = None
+    """Report the log-probability of sampled tokens and of this many likeliest; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,12 @@ class ChannelRules:
     headers: tuple[Header, ...]
     thinking_budget: int | None = None
     """Hard limit on tokens in analysis bodies over the whole answer; None is no limit."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Text tokens that end a final body."""
+    ignore_eos: bool = False
+    """Never allow <|return|>: a final body goes on until max_output_tokens."""
+    min_output_tokens: int = 0
+    """<|return|> is illegal, and stop tokens are text, before this many tokens were generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,21 @@ class EngineRequest:
     sampling: SamplingParams
     channel_rules: ChannelRules
     priority: int = 0
+    cache_salt: str = ""
+    """Requests share cached blocks only where their salts are equal."""
+    deadline: float | None = None
+    """By time.monotonic() of the engine's process; None: none."""
+
+
+class TokenLogprobs(NamedTuple):
+    """How likely one sampled token was, in the model's own distribution: natural logarithms."""
+
+    answer_index: int
+    """Of the token in the answer, from 0."""
+    logprob: float
+    top_token_ids: tuple[int, ...]
+    """The likeliest tokens, the likeliest first."""
+    top_logprobs: tuple[float, ...]
 
 
 class TokenRow(NamedTuple):
@@ -93,3 +130,7 @@ class TokenRow(NamedTuple):
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     failure: str = ""
+    cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache; set on the first row, which may hold no token."""
+    logprobs: TokenLogprobs | None = None
+    """Of the row's sampled token, where asked for; forced tokens have none."""

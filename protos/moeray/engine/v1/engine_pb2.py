@@ -24,39 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmoeray/engine/v1/engine.proto\x12\x10moeray.engine.v1\"\x99\x01\n\x0e\x43onnectRequest\x12*\n\x06submit\x18\x01 \x01(\x0b\x32\x18.moeray.engine.v1.SubmitH\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.moeray.engine.v1.CancelH\x00\x12$\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x15.moeray.engine.v1.AckH\x00\x42\t\n\x07message\"\xe6\x01\n\x06Submit\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.moeray.engine.v1.Sampling\x12\x35\n\rchannel_rules\x18\x07 \x01(\x0b\x32\x1e.moeray.engine.v1.ChannelRules\x12\x10\n\x08priority\x18\x08 \x01(\x11\"K\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\x81\x01\n\x0c\x43hannelRules\x12\x14\n\x0cturn_opening\x18\x01 \x03(\r\x12)\n\x07headers\x18\x02 \x03(\x0b\x32\x18.moeray.engine.v1.Header\x12\x1c\n\x0fthinking_budget\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x12\n\x10_thinking_budget\"E\n\x06Header\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.moeray.engine.v1.BodyKind\"\x1d\n\x06\x43\x61ncel\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\"\x1e\n\x03\x41\x63k\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x04\"\x88\x01\n\x0f\x43onnectResponse\x12\x37\n\rsubmit_result\x18\x01 \x01(\x0b\x32\x1e.moeray.engine.v1.SubmitResultH\x00\x12\x31\n\nstep_batch\x18\x02 \x01(\x0b\x32\x1b.moeray.engine.v1.StepBatchH\x00\x42\t\n\x07message\"Z\n\x0cSubmitResult\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x0f\n\x07refusal\x18\x04 \x01(\t\"M\n\tStepBatch\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x04\x12\'\n\x04rows\x18\x02 \x03(\x0b\x32\x19.moeray.engine.v1.StepRow\"\x9d\x01\n\x07StepRow\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x35\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1e.moeray.engine.v1.FinishReason\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t*\x85\x01\n\x08\x42odyKind\x12\x19\n\x15\x42ODY_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42ODY_KIND_ANALYSIS\x10\x01\x12\x18\n\x14\x42ODY_KIND_COMMENTARY\x10\x02\x12\x17\n\x13\x42ODY_KIND_TOOL_CALL\x10\x03\x12\x13\n\x0f\x42ODY_KIND_FINAL\x10\x04*\x96\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1b\n\x17\x46INISH_REASON_TOOL_CALL\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x04\x32\x63\n\rEngineService\x12R\n\x07\x43onnect\x12 .moeray.engine.v1.ConnectRequest\x1a!.moeray.engine.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmoeray/engine/v1/engine.proto\x12\x10moeray.engine.v1\"\x99\x01\n\x0e\x43onnectRequest\x12*\n\x06submit\x18\x01 \x01(\x0b\x32\x18.moeray.engine.v1.SubmitH\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.moeray.engine.v1.CancelH\x00\x12$\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x15.moeray.engine.v1.AckH\x00\x42\t\n\x07message\"\xba\x02\n\x06Submit\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.moeray.engine.v1.Sampling\x12\x35\n\rchannel_rules\x18\x07 \x01(\x0b\x32\x1e.moeray.engine.v1.ChannelRules\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x12\n\ncache_salt\x18\t \x01(\t\x12\x19\n\x0ctime_left_ms\x18\n \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x0b \x01(\tB\x0f\n\r_time_left_ms\"\xc8\x02\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).moeray.engine.v1.Sampling.LogitBiasEntry\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\x00\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0f\n\r_top_logprobs\"\xc8\x01\n\x0c\x43hannelRules\x12\x14\n\x0cturn_opening\x18\x01 \x03(\r\x12)\n\x07headers\x18\x02 \x03(\x0b\x32\x18.moeray.engine.v1.Header\x12\x1c\n\x0fthinking_budget\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12\x19\n\x11min_output_tokens\x18\x06 \x01(\rB\x12\n\x10_thinking_budget\"E\n\x06Header\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.moeray.engine.v1.BodyKind\"\x1d\n\x06\x43\x61ncel\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\"\x1e\n\x03\x41\x63k\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x04\"\xba\x01\n\x0f\x43onnectResponse\x12\x37\n\rsubmit_result\x18\x01 \x01(\x0b\x32\x1e.moeray.engine.v1.SubmitResultH\x00\x12\x31\n\nstep_batch\x18\x02 \x01(\x0b\x32\x1b.moeray.engine.v1.StepBatchH\x00\x12\x30\n\theartbeat\x18\x03 \x01(\x0b\x32\x1b.moeray.engine.v1.HeartbeatH\x00\x42\t\n\x07message\"\x0b\n\tHeartbeat\"C\n\x0cSubmitResult\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"M\n\tStepBatch\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x04\x12\'\n\x04rows\x18\x02 \x03(\x0b\x32\x19.moeray.engine.v1.StepRow\"\xfe\x01\n\x07StepRow\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x35\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1e.moeray.engine.v1.FinishReason\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\x1a\n\rcached_tokens\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x31\n\x08logprobs\x18\x08 \x01(\x0b\x32\x1f.moeray.engine.v1.TokenLogprobsB\x10\n\x0e_cached_tokens\"\\\n\rTokenLogprobs\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02*\x85\x01\n\x08\x42odyKind\x12\x19\n\x15\x42ODY_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42ODY_KIND_ANALYSIS\x10\x01\x12\x18\n\x14\x42ODY_KIND_COMMENTARY\x10\x02\x12\x17\n\x13\x42ODY_KIND_TOOL_CALL\x10\x03\x12\x13\n\x0f\x42ODY_KIND_FINAL\x10\x04*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1b\n\x17\x46INISH_REASON_TOOL_CALL\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x04\x12\x19\n\x15\x46INISH_REASON_EXPIRED\x10\x05\x32\x63\n\rEngineService\x12R\n\x07\x43onnect\x12 .moeray.engine.v1.ConnectRequest\x1a!.moeray.engine.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moeray.engine.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BODYKIND']._serialized_start=1254
-  _globals['_BODYKIND']._serialized_end=1387
-  _globals['_FINISHREASON']._serialized_start=1390
-  _globals['_FINISHREASON']._serialized_end=1540
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_BODYKIND']._serialized_start=1894
+  _globals['_BODYKIND']._serialized_end=2027
+  _globals['_FINISHREASON']._serialized_start=2030
+  _globals['_FINISHREASON']._serialized_end=2207
   _globals['_CONNECTREQUEST']._serialized_start=52
   _globals['_CONNECTREQUEST']._serialized_end=205
   _globals['_SUBMIT']._serialized_start=208
-  _globals['_SUBMIT']._serialized_end=438
-  _globals['_SAMPLING']._serialized_start=440
-  _globals['_SAMPLING']._serialized_end=515
-  _globals['_CHANNELRULES']._serialized_start=518
-  _globals['_CHANNELRULES']._serialized_end=647
-  _globals['_HEADER']._serialized_start=649
-  _globals['_HEADER']._serialized_end=718
-  _globals['_CANCEL']._serialized_start=720
-  _globals['_CANCEL']._serialized_end=749
-  _globals['_ACK']._serialized_start=751
-  _globals['_ACK']._serialized_end=781
-  _globals['_CONNECTRESPONSE']._serialized_start=784
-  _globals['_CONNECTRESPONSE']._serialized_end=920
-  _globals['_SUBMITRESULT']._serialized_start=922
-  _globals['_SUBMITRESULT']._serialized_end=1012
-  _globals['_STEPBATCH']._serialized_start=1014
-  _globals['_STEPBATCH']._serialized_end=1091
-  _globals['_STEPROW']._serialized_start=1094
-  _globals['_STEPROW']._serialized_end=1251
-  _globals['_ENGINESERVICE']._serialized_start=1542
-  _globals['_ENGINESERVICE']._serialized_end=1641
+  _globals['_SUBMIT']._serialized_end=522
+  _globals['_SAMPLING']._serialized_start=525
+  _globals['_SAMPLING']._serialized_end=853
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=788
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=836
+  _globals['_CHANNELRULES']._serialized_start=856
+  _globals['_CHANNELRULES']._serialized_end=1056
+  _globals['_HEADER']._serialized_start=1058
+  _globals['_HEADER']._serialized_end=1127
+  _globals['_CANCEL']._serialized_start=1129
+  _globals['_CANCEL']._serialized_end=1158
+  _globals['_ACK']._serialized_start=1160
+  _globals['_ACK']._serialized_end=1190
+  _globals['_CONNECTRESPONSE']._serialized_start=1193
+  _globals['_CONNECTRESPONSE']._serialized_end=1379
+  _globals['_HEARTBEAT']._serialized_start=1381
+  _globals['_HEARTBEAT']._serialized_end=1392
+  _globals['_SUBMITRESULT']._serialized_start=1394
+  _globals['_SUBMITRESULT']._serialized_end=1461
+  _globals['_STEPBATCH']._serialized_start=1463
+  _globals['_STEPBATCH']._serialized_end=1540
+  _globals['_STEPROW']._serialized_start=1543
+  _globals['_STEPROW']._serialized_end=1797
+  _globals['_TOKENLOGPROBS']._serialized_start=1799
+  _globals['_TOKENLOGPROBS']._serialized_end=1891
+  _globals['_ENGINESERVICE']._serialized_start=2209
+  _globals['_ENGINESERVICE']._serialized_end=2308
 # @@protoc_insertion_point(module_scope)

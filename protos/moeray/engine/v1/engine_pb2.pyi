@@ -68,13 +68,15 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Not finished."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """Stop: <|return|> was sampled."""
+    """Stop: <|return|> or a stop token was sampled."""
     FINISH_REASON_TOOL_CALL: _FinishReason.ValueType  # 2
     """Tool call: <|call|> was sampled."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 3
     """Length: max_output_tokens was reached."""
     FINISH_REASON_FAILED: _FinishReason.ValueType  # 4
     """Failed: the engine lost the request; it may be tried elsewhere."""
+    FINISH_REASON_EXPIRED: _FinishReason.ValueType  # 5
+    """Expired: the request's time ran out."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """FinishReason is why a request ended."""
@@ -82,13 +84,15 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Not finished."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""Stop: <|return|> was sampled."""
+"""Stop: <|return|> or a stop token was sampled."""
 FINISH_REASON_TOOL_CALL: FinishReason.ValueType  # 2
 """Tool call: <|call|> was sampled."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 3
 """Length: max_output_tokens was reached."""
 FINISH_REASON_FAILED: FinishReason.ValueType  # 4
 """Failed: the engine lost the request; it may be tried elsewhere."""
+FINISH_REASON_EXPIRED: FinishReason.ValueType  # 5
+"""Expired: the request's time ran out."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -143,6 +147,9 @@ class Submit(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     CHANNEL_RULES_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_MS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_key: _builtins.int
     """Names the request on this stream."""
     epoch: _builtins.int
@@ -153,6 +160,12 @@ class Submit(_message.Message):
     """Limit on generated tokens, headers included."""
     priority: _builtins.int
     """Higher is served first."""
+    cache_salt: _builtins.str
+    """Requests share cached blocks only where their salts are equal."""
+    time_left_ms: _builtins.int
+    """Milliseconds until the request's deadline. Not set: none."""
+    request_id: _builtins.str
+    """The client's name for the request, for logs. Need not be unique."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The rendered prompt."""
@@ -176,12 +189,17 @@ class Submit(_message.Message):
         sampling: Global___Sampling | None = ...,
         channel_rules: Global___ChannelRules | None = ...,
         priority: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
+        time_left_ms: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["channel_rules", b"channel_rules", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_time_left_ms", b"_time_left_ms", "channel_rules", b"channel_rules", "sampling", b"sampling", "time_left_ms", b"time_left_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_rules", b"channel_rules", "epoch", b"epoch", "max_output_tokens", b"max_output_tokens", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "rank", b"rank", "request_key", b"request_key", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_left_ms", b"_time_left_ms", "cache_salt", b"cache_salt", "channel_rules", b"channel_rules", "epoch", b"epoch", "max_output_tokens", b"max_output_tokens", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "rank", b"rank", "request_id", b"request_id", "request_key", b"request_key", "sampling", b"sampling", "time_left_ms", b"time_left_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__time_left_ms: _TypeAlias = _typing.Literal["time_left_ms"]  # noqa: Y015
+    _WhichOneofArgType__time_left_ms: _TypeAlias = _typing.Literal["_time_left_ms", b"_time_left_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_left_ms) -> _WhichOneofReturnType__time_left_ms | None: ...
 
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
 
@@ -191,10 +209,36 @@ class Sampling(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Softmax temperature; 0 is greedy."""
     top_p: _builtins.float
@@ -203,6 +247,20 @@ class Sampling(_message.Message):
     """Most likely tokens; 0 is all."""
     seed: _builtins.int
     """Seed of the counter-based generator."""
+    min_p: _builtins.float
+    """Least probability relative to the likeliest token; 0 is all."""
+    repetition_penalty: _builtins.float
+    """On text tokens of prompt and output, in bodies; 1 is none."""
+    presence_penalty: _builtins.float
+    """On text tokens of the output, in bodies."""
+    frequency_penalty: _builtins.float
+    """On text tokens of the output, for each time, in bodies."""
+    top_logprobs: _builtins.int
+    """Report the log-probability of sampled tokens and of this many likeliest ones. Not set: none."""
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Added to the logits of text tokens, in bodies."""
+
     def __init__(
         self,
         *,
@@ -210,12 +268,20 @@ class Sampling(_message.Message):
         top_p: _builtins.float = ...,
         top_k: _builtins.int = ...,
         seed: _builtins.int = ...,
+        min_p: _builtins.float = ...,
+        repetition_penalty: _builtins.float = ...,
+        presence_penalty: _builtins.float = ...,
+        frequency_penalty: _builtins.float = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        top_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
@@ -228,8 +294,15 @@ class ChannelRules(_message.Message):
     TURN_OPENING_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     THINKING_BUDGET_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    MIN_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     thinking_budget: _builtins.int
     """Limit on tokens in analysis bodies, over the whole answer."""
+    ignore_eos: _builtins.bool
+    """Never allow <|return|>: a final body goes on until max_output_tokens."""
+    min_output_tokens: _builtins.int
+    """<|return|> is illegal, and stop tokens are text, before this many tokens were generated."""
     @_builtins.property
     def turn_opening(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens of "<|start|>assistant": what opens each message after the first."""
@@ -238,16 +311,23 @@ class ChannelRules(_message.Message):
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
         """The legal headers."""
 
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Text tokens that end a final body."""
+
     def __init__(
         self,
         *,
         turn_opening: _abc.Iterable[_builtins.int] | None = ...,
         headers: _abc.Iterable[Global___Header] | None = ...,
         thinking_budget: _builtins.int | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        ignore_eos: _builtins.bool = ...,
+        min_output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_thinking_budget", b"_thinking_budget", "thinking_budget", b"thinking_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_thinking_budget", b"_thinking_budget", "headers", b"headers", "thinking_budget", b"thinking_budget", "turn_opening", b"turn_opening"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_thinking_budget", b"_thinking_budget", "headers", b"headers", "ignore_eos", b"ignore_eos", "min_output_tokens", b"min_output_tokens", "stop_token_ids", b"stop_token_ids", "thinking_budget", b"thinking_budget", "turn_opening", b"turn_opening"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__thinking_budget: _TypeAlias = _typing.Literal["thinking_budget"]  # noqa: Y015
     _WhichOneofArgType__thinking_budget: _TypeAlias = _typing.Literal["_thinking_budget", b"_thinking_budget"]  # noqa: Y015
@@ -335,6 +415,7 @@ class ConnectResponse(_message.Message):
 
     SUBMIT_RESULT_FIELD_NUMBER: _builtins.int
     STEP_BATCH_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def submit_result(self) -> Global___SubmitResult:
         """A request was taken, or refused."""
@@ -343,21 +424,43 @@ class ConnectResponse(_message.Message):
     def step_batch(self) -> Global___StepBatch:
         """The tokens of one step."""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """The engine's process is alive: sent once a second, whatever else is."""
+
     def __init__(
         self,
         *,
         submit_result: Global___SubmitResult | None = ...,
         step_batch: Global___StepBatch | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "step_batch", b"step_batch", "submit_result", b"submit_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "message", b"message", "step_batch", b"step_batch", "submit_result", b"submit_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "step_batch", b"step_batch", "submit_result", b"submit_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "message", b"message", "step_batch", b"step_batch", "submit_result", b"submit_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["submit_result", "step_batch"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["submit_result", "step_batch", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ConnectResponse: _TypeAlias = ConnectResponse  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    """Heartbeat says that the engine's process is alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class SubmitResult(_message.Message):
@@ -367,14 +470,11 @@ class SubmitResult(_message.Message):
 
     REQUEST_KEY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
-    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     request_key: _builtins.int
     """The request."""
     epoch: _builtins.int
     """Its epoch."""
-    cached_tokens: _builtins.int
-    """Prompt tokens found in the prefix cache."""
     refusal: _builtins.str
     """Why it was refused; empty when it was taken."""
     def __init__(
@@ -382,12 +482,11 @@ class SubmitResult(_message.Message):
         *,
         request_key: _builtins.int = ...,
         epoch: _builtins.int = ...,
-        cached_tokens: _builtins.int = ...,
         refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "epoch", b"epoch", "refusal", b"refusal", "request_key", b"request_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "refusal", b"refusal", "request_key", b"request_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -433,6 +532,8 @@ class StepRow(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     request_key: _builtins.int
     """The request."""
     epoch: _builtins.int
@@ -443,9 +544,17 @@ class StepRow(_message.Message):
     """Set on the last row of a request."""
     failure: _builtins.str
     """For FINISH_REASON_FAILED: what happened."""
+    cached_tokens: _builtins.int
+    """Prompt tokens found in the prefix cache: set on the first row of a request, which comes with the
+    first step that computes any of it and may hold no token yet.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens: one sampled, or more where some were forced."""
+
+    @_builtins.property
+    def logprobs(self) -> Global___TokenLogprobs:
+        """Of the sampled token of this row, if asked for. Forced tokens have none."""
 
     def __init__(
         self,
@@ -456,11 +565,53 @@ class StepRow(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         failure: _builtins.str = ...,
+        cached_tokens: _builtins.int | None = ...,
+        logprobs: Global___TokenLogprobs | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "cached_tokens", b"cached_tokens", "logprobs", b"logprobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "cached_tokens", b"cached_tokens", "epoch", b"epoch", "failure", b"failure", "finish_reason", b"finish_reason", "first_index", b"first_index", "logprobs", b"logprobs", "request_key", b"request_key", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
+
+Global___StepRow: _TypeAlias = StepRow  # noqa: Y015
+
+@_typing.final
+class TokenLogprobs(_message.Message):
+    """TokenLogprobs is how likely one sampled token was, in the model's own distribution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Index of the token in the answer."""
+    logprob: _builtins.float
+    """Natural logarithm of its probability."""
+    @_builtins.property
+    def top_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The likeliest tokens, the likeliest first."""
+
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their log-probabilities."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        logprob: _builtins.float = ...,
+        top_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failure", b"failure", "finish_reason", b"finish_reason", "first_index", b"first_index", "request_key", b"request_key", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "logprob", b"logprob", "top_logprobs", b"top_logprobs", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StepRow: _TypeAlias = StepRow  # noqa: Y015
+Global___TokenLogprobs: _TypeAlias = TokenLogprobs  # noqa: Y015
