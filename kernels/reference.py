@@ -195,7 +195,10 @@ def _attend(
     scores = scores.masked_fill(hidden[:, None], -math.inf)
     sink = sinks.float()[None, :, None, None].expand(sequences, -1, rows, 1)
     weights = torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1]
-    mixed = weights.reshape(sequences, heads, -1, keys.shape[1]) @ values.float().transpose(1, 2)
+    # A weight of 0 does not silence NaN, which a block's last owner may have left there.
+    unseen = hidden.all(1)[:, :, None, None]
+    read = values.float().masked_fill(unseen, 0).transpose(1, 2)
+    mixed = weights.reshape(sequences, heads, -1, keys.shape[1]) @ read
     return mixed.view(sequences, query_heads, rows, head_dim).transpose(1, 2)
 
 

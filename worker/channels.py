@@ -8,7 +8,11 @@ has a single continuation is forced, not sampled. It also decides when the model
   reaches it ends the body by force, and analysis is illegal from then on. A tool call is never cut.
 - Analysis and commentary end early enough that ``headroom`` tokens remain for the answer's body,
   and a header is legal only where its body and that switch still fit.
-- A final body has at least one token.
+- A final body has at least one token. A stop token, which is text and ends a final body once it is
+  taken, is illegal as its first.
+- Before ``min_output_tokens`` tokens, headers included, <|return|> is illegal and stop tokens are
+  text like other text. With ``ignore_eos`` <|return|> is illegal for good: a final body ends by a
+  stop token or the limit. Tool calls end as ever.
 
 So an answer without a tool call ends in a final body, whatever is sampled. Harmony's format:
 openai/harmony docs/format.md.
@@ -34,20 +38,23 @@ _ENDED_BY_END: Final = frozenset({BodyKind.ANALYSIS, BodyKind.COMMENTARY})
 
 @dataclass(frozen=True, slots=True)
 class Legal:
-    """The tokens that may come next: every id below FIRST_SPECIAL if ``text``, and ``ids``."""
+    """The tokens that may come next: every id below FIRST_SPECIAL if ``text``, but ``excluded``,
+    and ``ids``.
+    """
 
     text: bool
     ids: tuple[int, ...]
+    excluded: tuple[int, ...] = ()
 
 
 _NOTHING: Final = Legal(False, ())
-_BODY_START: Final = {
+_TEXT_ALONE: Final = Legal(True, ())
+_BODY: Final = {
     BodyKind.ANALYSIS: Legal(True, (END,)),
     BodyKind.COMMENTARY: Legal(True, (END,)),
     BodyKind.TOOL_CALL: Legal(True, (CALL,)),
-    BodyKind.FINAL: Legal(True, ()),
+    BodyKind.FINAL: Legal(True, (RETURN,)),
 }
-_BODY: Final = _BODY_START | {BodyKind.FINAL: Legal(True, (RETURN,))}
 
 
 class ChannelAutomaton:
@@ -58,7 +65,6 @@ class ChannelAutomaton:
     """
 
     __slots__ = (
-        "_body_left",
         "_body_legal",
         "_body_room",
         "_body_tokens",
@@ -74,6 +80,8 @@ class ChannelAutomaton:
         "_remaining",
         "_rules",
         "_shortest_final",
+        "_stretch_end",
+        "_stretch_left",
         "_switch",
     )
 
@@ -94,10 +102,13 @@ class ChannelAutomaton:
         self._body_tokens = dict.fromkeys(BodyKind, 0)
         self._kind: BodyKind | None = None
         """The body's kind; None outside bodies."""
-        self._body_room = self._body_left = 0
-        """Text tokens that the body may take in all and from here, if it is not ended before."""
+        self._body_room = 0
+        """Text tokens that the body may take in all, if it is not ended before."""
+        self._stretch_end = self._stretch_left = 0
+        """A body is taken in stretches, at whose ends there is something to decide: how many of its
+        tokens there are at the stretch's end, and how many are left until then."""
         self._body_legal = _NOTHING
-        """What is legal in the body once it has begun."""
+        """What is legal in the stretch, behind its first token."""
         self._forced: tuple[int, ...] = ()
         self._open_header(())
 
@@ -109,7 +120,7 @@ class ChannelAutomaton:
     @property
     def produced_tokens(self) -> int:
         """Tokens accepted so far, sampled and forced."""
-        return self._max_output_tokens - self._remaining + self._body_room - self._body_left
+        return self._max_output_tokens - self._remaining + self._taken()
 
     @property
     def headroom_tokens(self) -> int:
@@ -118,8 +129,7 @@ class ChannelAutomaton:
 
     def body_tokens(self, kind: BodyKind) -> int:
         """Tokens in bodies of this kind so far, without headers and enders."""
-        current = self._body_room - self._body_left if kind is self._kind else 0
-        return self._body_tokens[kind] + current
+        return self._body_tokens[kind] + (self._taken() if kind is self._kind else 0)
 
     def legal(self) -> Legal:
         """The tokens that ``accept`` takes now; none when the answer has ended."""
@@ -136,16 +146,57 @@ class ChannelAutomaton:
         kind = self._kind
         if kind is not None and 0 <= token < FIRST_SPECIAL:
             # The path of nearly all tokens: what they count as is settled when the body ends.
-            self._body_left -= 1
-            self._legal = self._body_legal
-            if not self._body_left:
-                self._fill_body(kind)
+            if self._stretch_left == 1:
+                self._end_stretch(kind, token)
+            else:
+                self._stretch_left -= 1
+                self._legal = self._body_legal
         elif token not in self._legal.ids:
             raise ValueError(f"token {token} is illegal here: {self._describe()}")
         elif kind is not None:
             self._end_body(kind, token)
         else:
             self._accept_header_token(token)
+
+    def _taken(self) -> int:
+        """Text tokens of the current body so far."""
+        return self._stretch_end - self._stretch_left
+
+    def _begin_stretch(self, kind: BodyKind) -> None:
+        taken = self._taken()
+        self._body_legal = _BODY[kind]
+        length = self._body_room - taken
+        if kind is BodyKind.FINAL:
+            rules = self._rules
+            missing = rules.min_output_tokens - self.produced_tokens
+            if missing > 0 or rules.ignore_eos:
+                self._body_legal = _TEXT_ALONE
+            if missing > 0:
+                length = min(length, missing)
+            elif rules.stop_token_ids:
+                # Each token may be a stop token: only such requests look at each.
+                length = 1
+        self._stretch_end = taken + length
+        self._stretch_left = length
+
+    def _end_stretch(self, kind: BodyKind, token: int) -> None:
+        """Takes a stretch's last token."""
+        if token in self._legal.excluded:
+            raise ValueError(f"token {token} is illegal here: a final body begins with it")
+        stops = self._stops(kind) and token in self._rules.stop_token_ids
+        self._stretch_left = 0
+        if stops:
+            self._leave_body(kind)
+            self._finish(FinishReason.STOP)
+        elif self._stretch_end == self._body_room:
+            self._fill_body(kind)
+        else:
+            self._begin_stretch(kind)
+            self._legal = self._body_legal
+
+    def _stops(self, kind: BodyKind) -> bool:
+        """Whether stop tokens are at work for the next token."""
+        return kind is BodyKind.FINAL and self.produced_tokens >= self._rules.min_output_tokens
 
     def _fill_body(self, kind: BodyKind) -> None:
         self._leave_body(kind)
@@ -167,10 +218,10 @@ class ChannelAutomaton:
             self._open_header(self._rules.turn_opening)
 
     def _leave_body(self, kind: BodyKind) -> None:
-        taken = self._body_room - self._body_left
+        taken = self._taken()
         self._body_tokens[kind] += taken
         self._remaining -= taken
-        self._body_room = self._body_left = 0
+        self._body_room = self._stretch_end = self._stretch_left = 0
         self._kind = None
 
     def _thinking_left(self) -> int | None:
@@ -244,15 +295,23 @@ class ChannelAutomaton:
         self._kind = kind
         self._candidates = []
         self._forced = ()
-        self._legal = _BODY_START[kind]
-        self._body_legal = _BODY[kind]
         room = self._remaining
         if kind in _ENDED_BY_END:
             room -= self._switch + self._headroom
         thinking_left = self._thinking_left()
         if kind is BodyKind.ANALYSIS and thinking_left is not None:
             room = min(room, thinking_left)
-        self._body_room = self._body_left = room
+        self._body_room = room
+        self._begin_stretch(kind)
+        self._legal = self._first_legal(kind)
+
+    def _first_legal(self, kind: BodyKind) -> Legal:
+        """What may begin a body."""
+        if kind is not BodyKind.FINAL:
+            return self._body_legal
+        if self._stops(kind) and self._rules.stop_token_ids:
+            return Legal(True, (), tuple(sorted(self._rules.stop_token_ids)))
+        return _TEXT_ALONE
 
     def _finish(self, reason: FinishReason) -> None:
         self._forced = ()
@@ -272,6 +331,13 @@ def _check(rules: ChannelRules, max_output_tokens: int) -> None:
         raise ValueError("turn_opening is empty")
     if rules.thinking_budget is not None and rules.thinking_budget < 0:
         raise ValueError(f"thinking_budget is {rules.thinking_budget}, below 0")
+    if not 0 <= rules.min_output_tokens <= max_output_tokens:
+        raise ValueError(
+            f"min_output_tokens is {rules.min_output_tokens}, and max_output_tokens"
+            f" {max_output_tokens}"
+        )
+    if not all(0 <= token < FIRST_SPECIAL for token in rules.stop_token_ids):
+        raise ValueError("stop_token_ids holds ids that are no text")
     final = [len(h.token_ids) for h in rules.headers if h.kind is BodyKind.FINAL]
     if not final:
         raise ValueError("no header of kind final")

@@ -8,10 +8,9 @@ from moeray.worker.communicator import Communicator
 from moeray.worker.config import EngineConfig
 from moeray.worker.kv_cache import KvCache
 from moeray.worker.model import Model
-from moeray.worker.plan import RankPlan
+from moeray.worker.plan import Drawn, RankPlan
 from moeray.worker.rank_server import serve_rank
 from moeray.worker.sampling import sample
-from moeray.worker.wire import Int64
 
 
 def take_device(gpu_index: int | None) -> torch.device:
@@ -51,8 +50,8 @@ class Rank:
         return cls(model, kv, device)
 
     @torch.inference_mode()
-    def execute(self, plan: RankPlan) -> Int64:
-        """Runs one step; returns the tokens drawn, [K] int64."""
+    def execute(self, plan: RankPlan) -> Drawn:
+        """Runs one step; returns what was drawn for its K samples."""
         batch = Batch.from_plan(plan, self._kv.plan.block_tokens, self._device)
         return sample(self._model.forward(batch, self._kv), plan.samples)
 

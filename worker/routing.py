@@ -144,17 +144,6 @@ def _decode_plan(tokens: Int32, position: int, steps: int) -> RankPlan:
     table = np.arange(1, 1 + rows * blocks, dtype=np.int32).reshape(rows, blocks)
     every = np.arange(rows, dtype=np.int32)
     zeros = np.zeros(rows, np.int32)
-    greedy = SampleRows(
-        sequences=every,
-        temperature=np.zeros(rows, np.float32),
-        top_p=np.ones(rows, np.float32),
-        top_k=zeros,
-        seed=np.zeros(rows, np.uint64),
-        draw_position=np.full(rows, position + 1, np.uint64),
-        text_legal=np.ones(rows, np.bool_),
-        legal_starts=np.zeros(rows + 1, np.int32),
-        legal_ids=np.zeros(0, np.int32),
-    )
     return RankPlan(
         step=position,
         padded_rows=rows,
@@ -164,5 +153,5 @@ def _decode_plan(tokens: Int32, position: int, steps: int) -> RankPlan:
         full_blocks=table,
         window_blocks=table,
         window_first=zeros,
-        samples=greedy,
+        samples=SampleRows.greedy(every, np.full(rows, position + 1, np.uint64)),
     )

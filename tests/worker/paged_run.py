@@ -140,17 +140,7 @@ class PagedRun:
 
 def greedy_samples(count: int) -> SampleRows:
     """Samples the last row of each of ``count`` sequences."""
-    return SampleRows(
-        sequences=np.arange(count, dtype=np.int32),
-        temperature=np.zeros(count, np.float32),
-        top_p=np.ones(count, np.float32),
-        top_k=np.zeros(count, np.int32),
-        seed=np.zeros(count, np.uint64),
-        draw_position=np.zeros(count, np.uint64),
-        text_legal=np.ones(count, np.bool_),
-        legal_starts=np.zeros(count + 1, np.int32),
-        legal_ids=np.zeros(0, np.int32),
-    )
+    return SampleRows.greedy(np.arange(count, dtype=np.int32), np.zeros(count, np.uint64))
 
 
 def _int32(values: Sequence[int]) -> Int32:

@@ -1,7 +1,9 @@
 """What the channel automaton promises for every answer, whatever legal tokens are chosen."""
 
 import random
+from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +44,25 @@ def parse(tokens: list[int], declared: ChannelRules) -> list[tuple[BodyKind, int
     return messages
 
 
-def generate(follower: ChannelAutomaton, source: random.Random, end_chance: float) -> list[int]:
+def check_final_legality(tokens: list[int], legal: Legal, declared: ChannelRules) -> None:
+    """What may follow inside a final body, by the rules as they are written."""
+    first = len(tokens) - next((i for i, t in enumerate(tokens[::-1]) if t == MESSAGE), len(tokens))
+    if tuple(tokens[first - len(FINAL) : first]) != FINAL:
+        return
+    enough = len(tokens) >= declared.min_output_tokens
+    begun = len(tokens) > first
+    assert legal.text
+    assert legal.ids == ((RETURN,) if enough and begun and not declared.ignore_eos else ())
+    excluded = declared.stop_token_ids if enough and not begun else frozenset()
+    assert legal.excluded == tuple(sorted(excluded))
+
+
+def generate(
+    follower: ChannelAutomaton,
+    source: random.Random,
+    end_chance: float,
+    declared: ChannelRules,
+) -> list[int]:
     """An answer of random legal choices; what is forced is appended in whole chunks."""
     tokens: list[int] = []
     while follower.finish_reason is None:
@@ -52,8 +72,13 @@ def generate(follower: ChannelAutomaton, source: random.Random, end_chance: floa
         else:
             legal = follower.legal()
             assert len(legal.ids) + legal.text * 2 > 1, "a single choice is forced"
+            check_final_legality(tokens, legal, declared)
+            for token in legal.excluded:
+                with pytest.raises(ValueError, match="begins with it"):
+                    follower.accept(token)
             ids = legal.ids if source.random() < end_chance or not legal.text else ()
-            chunk = (source.choice(ids or (0, TEXT, FIRST_SPECIAL - 1)),)
+            text = sorted({0, TEXT, TEXT + 1, FIRST_SPECIAL - 1} - set(legal.excluded))
+            chunk = (source.choice(ids or text),)
         for token in chunk:
             assert follower.finish_reason is None
             follower.accept(token)
@@ -78,7 +103,7 @@ def test_every_answer_is_legal_and_keeps_its_limits(
 ) -> None:
     declared = rules(tools=tuple(tools), thinking_budget=budget)
     follower = ChannelAutomaton(declared, max_output_tokens=limit)
-    tokens = generate(follower, random.Random(seed), end_chance)
+    tokens = generate(follower, random.Random(seed), end_chance, declared)
     messages = parse(tokens, declared)
     counted = dict.fromkeys(BodyKind, 0)
     for kind, length, _ in messages:
@@ -110,3 +135,64 @@ def test_a_model_that_never_stops_thinking_uses_the_budget_in_full(limit: int, b
         follower.accept(forced[0] if forced else TEXT if legal.text else choices[0])
     room = limit - len(ANALYSIS) - 1 - len(OPENING) - len(FINAL) - min(64, limit // 4)
     assert follower.body_tokens(BodyKind.ANALYSIS) == max(0, min(budget, room))
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    limit=st.integers(16, 200),
+    least_share=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    budget=st.one_of(st.none(), st.integers(0, 60)),
+    stops=st.frozensets(st.sampled_from([0, TEXT, TEXT + 1]), max_size=3),
+    ignore_eos=st.booleans(),
+    tools=st.sampled_from([(), ("weather",)]),
+    seed=st.integers(0, 2**32),
+    end_chance=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
+def test_stop_tokens_least_length_and_ignored_ends_keep_their_rules(
+    limit: int,
+    least_share: float,
+    budget: int | None,
+    stops: frozenset[int],
+    ignore_eos: bool,
+    tools: tuple[str, ...],
+    seed: int,
+    end_chance: float,
+) -> None:
+    least = int(limit * least_share)
+    declared = replace(
+        rules(tools=tools, thinking_budget=budget),
+        stop_token_ids=stops,
+        ignore_eos=ignore_eos,
+        min_output_tokens=least,
+    )
+    follower = ChannelAutomaton(declared, max_output_tokens=limit)
+    tokens = generate(follower, random.Random(seed), end_chance, declared)
+    # A stop token ends an answer without an ender; behind it nothing is left to parse.
+    kind, length, ended = parse(tokens, declared)[-1]
+    assert follower.body_tokens(kind) == length >= (kind is BodyKind.FINAL)
+    if kind is BodyKind.TOOL_CALL:
+        assert follower.finish_reason in (FinishReason.TOOL_CALL, FinishReason.LENGTH)
+        return
+    body = len(tokens) - length - ended
+    at_work = [i for i in range(max(body, least), len(tokens)) if tokens[i] in stops]
+    assert not at_work or at_work == [len(tokens) - 1] != [body]
+    if follower.finish_reason is FinishReason.STOP:
+        assert at_work or (ended and not ignore_eos)
+        assert len(tokens) > least
+    else:
+        assert follower.finish_reason is FinishReason.LENGTH
+        assert len(tokens) == limit and not at_work and not ended
+
+
+@settings(max_examples=60, deadline=None)
+@given(least=st.integers(0, 60), stops=st.booleans())
+def test_the_end_is_legal_exactly_from_the_least_length_on(least: int, stops: bool) -> None:
+    declared = replace(
+        rules(thinking_budget=0),
+        min_output_tokens=least,
+        stop_token_ids=frozenset({TEXT + 1} if stops else ()),
+    )
+    follower = ChannelAutomaton(declared, max_output_tokens=80)
+    while RETURN not in follower.legal().ids:
+        follower.accept((*follower.forced(), TEXT)[0])
+    assert follower.produced_tokens == max(least, len(FINAL) + 1)
