@@ -4,10 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
-# Tests run on machines that are busy with other things: time is no property of the code.
-settings.register_profile("moeray", deadline=None)
+settings.register_profile(
+    "moeray",
+    # Tests run on machines that are busy with other things: time is no property of the code.
+    deadline=None,
+    # Without the phase that explains failures: it traces every line, and policy takes much longer.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink),
+)
 settings.load_profile("moeray")
 
 

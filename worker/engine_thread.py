@@ -8,10 +8,12 @@ engine's thread and must only hand their argument on.
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from moeray.worker.engine import Engine, EngineLoad
+from moeray.worker.kv_events import KvJournal, RankKvChanges
 from moeray.worker.request import EngineRequest, RequestKey, TokenRow
 from moeray.worker.scheduler import RequestRefused
 
@@ -61,6 +63,9 @@ class EngineThread:
         self._on_rows: RowsCallback = _discard
         self._draining = False
         self._stopping = False
+        self._kv_journal = KvJournal(len(engine.scheduler.ranks))
+        self.on_step: Callable[[float], None] = _ignore
+        """Gets the seconds that each step took, in the engine's thread."""
         self.failed: str | None = None
         self.load: EngineLoad = engine.load()
         """As of the last step or command; replaced as a whole, so readable from any thread."""
@@ -80,6 +85,16 @@ class EngineThread:
     def cancel_link(self, link: int) -> None:
         """Cancels every request of one gateway's stream."""
         self._commands.put(_CancelLink(link))
+
+    def take_kv_changes(self) -> list[RankKvChanges]:
+        """What changed in the ranks' prefix caches since the last take, up to the last step; a rank
+        without changes is left out. From any thread, without waiting for a step.
+        """
+        return self._kv_journal.take()
+
+    def request_kv_snapshot(self, rank: int) -> None:
+        """The next take has a snapshot of this rank's prefix cache, in place of its changes."""
+        self._kv_journal.request_snapshot(rank)
 
     def drain(self) -> None:
         """The thread takes no more requests, finishes those it has, and ends."""
@@ -105,7 +120,7 @@ class EngineThread:
                 self._obey_queued()
                 if not self._stopping:
                     self._step()
-                self.load = self._engine.load()
+                self._report()
             self._end()
         finally:
             self._engine.close()
@@ -126,7 +141,7 @@ class EngineThread:
         self._stopping = True
         self._obey_queued()
         self._publish(self._engine.fail("the engine was stopped"))
-        self.load = self._engine.load()
+        self._report()
 
     def _obey(self, command: _Command) -> None:
         match command:
@@ -155,15 +170,29 @@ class EngineThread:
 
     def _step(self) -> None:
         try:
-            self._publish(self._engine.step())
+            self._publish(self._engine.expire())
+            began = time.perf_counter()
+            rows = self._engine.step()
+            self.on_step(time.perf_counter() - began)
+            self._publish(rows)
         # Whatever it was, requests must not wait for a step that never comes.
         except Exception as error:
             self.failed = f"{type(error).__name__}: {error}"
             self._publish(self._engine.fail(self.failed))
 
+    def _report(self) -> None:
+        self.load = self._engine.load()
+        self._engine.record_kv_changes(self._kv_journal)
+
     def _publish(self, rows: list[TokenRow]) -> None:
         if rows:
+            # Who sees a row sees the load and the cache that it left.
+            self._report()
             self._on_rows(rows)
+
+
+def _ignore(step_s: float) -> None:
+    del step_s
 
 
 def _discard(rows: list[TokenRow]) -> None:

@@ -1,7 +1,8 @@
 """Philox4x32-10, the counter-based generator behind sampling.
 
-A draw depends on its key and counter alone, so a request that is computed again, elsewhere or in
-another batch, draws the same numbers.
+It gives each drawn position of a request a key of its own, from which ``splitmix.py`` makes its
+tokens' random bits. A key depends on seed and position alone, so a request that is computed again,
+elsewhere or in another batch, draws with the same numbers.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; test
 vectors in Random123's kat_vectors.
@@ -20,7 +21,6 @@ _WEYL_0: Final = np.uint64(0x9E3779B9)
 _WEYL_1: Final = np.uint64(0xBB67AE85)
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _WORD: Final = np.uint64(32)
-_UNUSED_BITS: Final = np.uint64(64 - 53)
 
 
 def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -39,16 +39,15 @@ def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[
     return np.stack((c0, c1, c2, c3), axis=1).astype(np.uint32)
 
 
-def uniform(seed: NDArray[np.uint64], position: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """One number in [0, 1), a multiple of 2**-53, for each (seed, position). All [K].
+def draw_keys(seed: NDArray[np.uint64], position: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Two keys of 64 random bits, as int64, for each (seed, position): [K] and [K] to [K, 2].
 
-    The seed is the key, the position the low 64 bits of the counter; word 0 of the block gives the
-    high bits.
+    The seed is the key, the position the low 64 bits of the counter; words 0 and 2 of the block
+    are the low halves.
     """
     key = np.stack((seed & _LOW, seed >> _WORD), axis=1).astype(np.uint32)
     counter = np.zeros((len(position), 4), dtype=np.uint32)
     counter[:, 0] = position & _LOW
     counter[:, 1] = position >> _WORD
     words = philox4x32(counter, key).astype(np.uint64)
-    bits = (words[:, 0] << _WORD | words[:, 1]) >> _UNUSED_BITS
-    return bits.astype(np.float64) * 2.0**-53
+    return (words[:, 1::2] << _WORD | words[:, ::2]).view(np.int64)

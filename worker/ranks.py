@@ -2,24 +2,25 @@
 
 ``LocalRanks`` runs one rank in this process; ``SocketRanks`` has one process for each, connected
 over a Unix socket in a private folder. Either way a step runs on all ranks or fails as a whole: a
-rank that dies, raises or hangs raises RankFailure, and the group is of no use afterwards.
+rank that dies, raises, hangs or falls silent raises RankFailure, and the group is of no use
+afterwards.
 """
 
 import hmac
 import secrets
 import selectors
-import shutil
 import socket
-import tempfile
+import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
-from moeray.worker.plan import RankPlan
+from moeray.worker.plan import Drawn, RankPlan
+from moeray.worker.socket_folder import SocketFolder
 from moeray.worker.wire import (
-    Int64,
+    Heartbeat,
     StepError,
+    StepResult,
     decode_hello,
     decode_reply,
     encode_plan,
@@ -39,15 +40,15 @@ class RankFailure(Exception):
 class StepExecutor(Protocol):
     """What runs a plan on one rank: ``rank.Rank``, or a fake."""
 
-    def execute(self, plan: RankPlan) -> Int64:
-        """Runs one step; returns the tokens drawn, [K] int64."""
+    def execute(self, plan: RankPlan) -> Drawn:
+        """Runs one step; returns what was drawn for its K samples."""
 
 
 class RankGroup(Protocol):
     """All ranks of one engine."""
 
-    def execute(self, plans: Sequence[RankPlan]) -> list[Int64]:
-        """Runs one step everywhere; returns each rank's tokens. Raises RankFailure."""
+    def execute(self, plans: Sequence[RankPlan]) -> list[Drawn]:
+        """Runs one step everywhere; returns what each rank drew. Raises RankFailure."""
 
     def close(self) -> None:
         """Lets the ranks go; they return from ``rank.serve``."""
@@ -59,7 +60,7 @@ class LocalRanks:
     def __init__(self, executor: StepExecutor) -> None:
         self._executor = executor
 
-    def execute(self, plans: Sequence[RankPlan]) -> list[Int64]:
+    def execute(self, plans: Sequence[RankPlan]) -> list[Drawn]:
         (plan,) = plans
         try:
             return [self._executor.execute(plan)]
@@ -76,14 +77,18 @@ class SocketRanks:
     Make it, start the ranks (``Rank.serve``), call ``accept``, then ``execute`` step by step.
     """
 
-    def __init__(self, ranks: int, *, step_timeout_s: float = 30.0) -> None:
+    def __init__(self, ranks: int, *, step_timeout_s: float = 30.0, silence_s: float = 3.0) -> None:
+        """``step_timeout_s`` bounds a step; ``silence_s`` is how long a living rank may say
+        nothing, not even a heartbeat."""
         self.secret = secrets.token_bytes(32)
         self._step_timeout_s = step_timeout_s
+        self._silence_s = silence_s
         self._connections: dict[int, socket.socket] = {}
+        self._heard_at: dict[int, float] = {}
         self._ranks = ranks
-        # mkdtemp makes the folder for this user alone (0700).
-        self._folder = tempfile.mkdtemp(prefix="moeray-")
-        self.path = str(Path(self._folder) / "ranks")
+        self._in_use = threading.Lock()
+        self._folder = SocketFolder()
+        self.path = str(self._folder.socket)
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.path)
@@ -100,25 +105,49 @@ class SocketRanks:
                 silent = f"not connected within {timeout_s:g} s (missing: {missing})"
                 raise RankFailure(missing[0], silent) from None
             self._greet(connection)
+        # Nobody else is to connect, and nothing is left on disk, however this process ends.
+        self._listener.close()
+        self._folder.remove()
 
-    def execute(self, plans: Sequence[RankPlan]) -> list[Int64]:
-        """Runs one step on all ranks; raises RankFailure where one dies, raises or is too late."""
-        for rank, plan in enumerate(plans):
-            try:
-                send_message(self._connections[rank], encode_plan(plan))
-            except OSError as error:
-                raise RankFailure(rank, f"lost before the step: {error}") from error
-        results: dict[int, Int64] = {}
+    def execute(self, plans: Sequence[RankPlan]) -> list[Drawn]:
+        """Runs one step on all ranks; raises RankFailure where one is lost or too late."""
+        with self._in_use:
+            for rank, plan in enumerate(plans):
+                try:
+                    send_message(self._connections[rank], encode_plan(plan))
+                except OSError as error:
+                    raise RankFailure(rank, f"lost before the step: {error}") from error
+            return self._gather(plans)
+
+    def check(self) -> None:
+        """Raises RankFailure where a rank is lost between steps; from any thread, never waiting.
+
+        Also takes the heartbeats off the sockets, so call it about as often as they come.
+        """
+        if not self._in_use.acquire(blocking=False):
+            return  # the step that runs watches the ranks itself
+        try:
+            for rank in self._ready_ranks(0.0):
+                if self._receive(rank) is not None:
+                    raise RankFailure(rank, "it answered without a plan")
+            self._refuse_silence()
+        finally:
+            self._in_use.release()
+
+    def _gather(self, plans: Sequence[RankPlan]) -> list[Drawn]:
+        results: dict[int, Drawn] = {}
         deadline = time.monotonic() + self._step_timeout_s
         # All connections are watched, so that one lost rank is seen while others are still silent.
-        while silent := sorted(set(range(self._ranks)) - set(results)):
-            ready = self._selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
-                late = f"no answer within {self._step_timeout_s:g} s (silent: {silent})"
-                raise RankFailure(silent[0], late)
-            for key, _ in ready:
-                rank = key.data
-                results[rank] = self._receive(rank, plans[rank])
+        while missing := sorted(set(range(self._ranks)) - set(results)):
+            now = time.monotonic()
+            if now >= deadline:
+                late = f"no answer within {self._step_timeout_s:g} s (silent: {missing})"
+                raise RankFailure(missing[0], late)
+            patience_s = min(self._heard_at.values()) + self._silence_s - now
+            for rank in self._ready_ranks(max(0.0, min(patience_s, deadline - now))):
+                if (result := self._receive(rank)) is not None:
+                    results[rank] = self._drawn_of(rank, result, plans[rank])
+            self._refuse_silence()
         return [results[rank] for rank in range(self._ranks)]
 
     def close(self) -> None:
@@ -126,11 +155,12 @@ class SocketRanks:
             connection.close()
         self._listener.close()
         self._selector.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
     def _greet(self, connection: socket.socket) -> None:
         """Takes the connection in, or closes it where it is no rank of this group."""
-        connection.settimeout(self._step_timeout_s)
+        # A message once begun goes on: ranks send theirs whole.
+        connection.settimeout(self._silence_s)
         try:
             hello = decode_hello(receive_message(connection))
         except (EOFError, OSError, ValueError):
@@ -141,15 +171,31 @@ class SocketRanks:
             connection.close()
             return
         self._connections[hello.rank] = connection
+        self._heard_at[hello.rank] = time.monotonic()
         self._selector.register(connection, selectors.EVENT_READ, hello.rank)
 
-    def _receive(self, rank: int, plan: RankPlan) -> Int64:
+    def _ready_ranks(self, timeout_s: float) -> list[int]:
+        return [key.data for key, _ in self._selector.select(timeout_s)]
+
+    def _receive(self, rank: int) -> StepResult | None:
+        """One message of a rank: a result, or None for a heartbeat."""
         try:
             reply = decode_reply(receive_message(self._connections[rank]))
         except (EOFError, OSError, ValueError) as error:
-            raise RankFailure(rank, f"lost in step {plan.step}: {error}") from error
+            raise RankFailure(rank, f"lost: {error}") from error
+        self._heard_at[rank] = time.monotonic()
         if isinstance(reply, StepError):
             raise RankFailure(rank, reply.text)
-        if reply.step != plan.step or len(reply.tokens) != len(plan.samples.sequences):
+        return None if isinstance(reply, Heartbeat) else reply
+
+    def _refuse_silence(self) -> None:
+        """Call it after what is there was read: this process itself may have stood still."""
+        rank, heard_at = min(self._heard_at.items(), key=lambda item: item[1])
+        is_silent = time.monotonic() - heard_at >= self._silence_s
+        if is_silent and rank not in self._ready_ranks(0.0):
+            raise RankFailure(rank, f"it said nothing for {self._silence_s:g} s")
+
+    def _drawn_of(self, rank: int, result: StepResult, plan: RankPlan) -> Drawn:
+        if result.step != plan.step or len(result.drawn.tokens) != len(plan.samples.sequences):
             raise RankFailure(rank, f"its answer does not belong to step {plan.step}")
-        return reply.tokens
+        return result.drawn

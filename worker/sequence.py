@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from moeray.worker.blocks import BlockTable
-from moeray.worker.request import EngineRequest, FinishReason, TokenRow
+from moeray.worker.prefix_cache import BlockHashes
+from moeray.worker.request import EngineRequest, FinishReason, TokenLogprobs, TokenRow
+from moeray.worker.text_adjustments import TextAdjustments
+
+PLACES_PER_PRIORITY: Final = 64
+"""Later requests that one step of priority goes before: bounded, so that nobody waits for ever."""
 
 
 class LegalTokens(Protocol):
@@ -16,6 +21,11 @@ class LegalTokens(Protocol):
 
     @property
     def ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def excluded(self) -> tuple[int, ...]:
+        """Text tokens that are illegal all the same."""
+        ...
 
 
 class Automaton(Protocol):
@@ -54,12 +64,27 @@ class Sequence:
     computed: int = 0
     delivered: int = 0
     """Output tokens that left in a row."""
+    sampling_record: bytes
+    """What its sampling brings to each plan."""
+    adjustments: TextAdjustments | None = None
+    """None where the request asks for neither bias nor penalties."""
     state: SequenceState = SequenceState.WAITING
     blocks: BlockTable = field(default_factory=BlockTable)
+    hashes: BlockHashes
+    started: bool = False
+    """Whether a step computed any of its rows."""
+    cached_tokens: int | None = None
+    """Prompt tokens that its first admission found in the cache, until a row has told it."""
 
     @property
     def queue_order(self) -> tuple[int, int]:
-        return (-self.request.priority, self.arrival)
+        """Least first. The same again after preemption."""
+        places = PLACES_PER_PRIORITY * self.request.priority
+        return (self.arrival - places, self.arrival)
+
+    def block_hashes(self, blocks: int) -> list[bytes]:
+        """Of at least the first ``blocks`` whole blocks of the tokens."""
+        return self.hashes.first(blocks, self.tokens)
 
     def extend_forced(self) -> None:
         """Appends the tokens that follow without sampling, up to the end of the answer."""
@@ -77,14 +102,24 @@ class Sequence:
         """
         self.automaton.accept(token)
         self.tokens.append(token)
-        self.extend_forced()
+        if self.automaton.forced():
+            self.extend_forced()
 
-    def take_row(self, reason: FinishReason | None, failure: str = "") -> TokenRow:
+    def take_row(
+        self,
+        reason: FinishReason | None,
+        failure: str = "",
+        logprobs: TokenLogprobs | None = None,
+    ) -> TokenRow:
         """A row with the output that no row held yet."""
         request, first_index = self.request, self.delivered
         tokens = tuple(self.tokens[len(request.prompt) + first_index :])
         self.delivered += len(tokens)
-        return TokenRow(request.key, request.epoch, first_index, tokens, reason, failure)
+        cached, self.cached_tokens = self.cached_tokens, None
+        key, epoch = request.key, request.epoch
+        row = (key, epoch, first_index, tokens, reason, failure, cached, logprobs)
+        # A named tuple's own constructor takes twice the time, for each request in each step.
+        return tuple.__new__(TokenRow, row)
 
 
 class Chunk(NamedTuple):

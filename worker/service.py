@@ -3,15 +3,19 @@
 The service runs in an asyncio loop and talks to the engine's thread. Tokens of all requests of a
 gateway leave in one StepBatch per engine step. A gateway's mistake costs that gateway its own
 request, or its stream, and nobody else anything; when a stream ends, its requests are cancelled.
+Each stream carries heartbeats from this loop, so that a gateway can tell a long step from an engine
+that stands still.
 """
 
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import defaultdict
 from typing import Any
 
 import grpc
+import structlog
 
 from moeray.engine.v1 import engine_pb2, engine_pb2_grpc
 from moeray.vocabulary.cluster_token import (
@@ -22,10 +26,17 @@ from moeray.vocabulary.cluster_token import (
     proofs_equal,
 )
 from moeray.worker.engine_thread import EngineThread
-from moeray.worker.request import EngineRequest, FinishReason, RequestKey, TokenRow
+from moeray.worker.request import (
+    EngineRequest,
+    FinishReason,
+    RequestKey,
+    TokenLogprobs,
+    TokenRow,
+)
 from moeray.worker.submit import engine_request
 
 MAX_UNACKNOWLEDGED_BATCHES = 1024
+HEARTBEAT_S = 1.0
 
 _FINISH_REASONS = {
     None: engine_pb2.FINISH_REASON_UNSPECIFIED,
@@ -33,6 +44,7 @@ _FINISH_REASONS = {
     FinishReason.TOOL_CALL: engine_pb2.FINISH_REASON_TOOL_CALL,
     FinishReason.LENGTH: engine_pb2.FINISH_REASON_LENGTH,
     FinishReason.FAILED: engine_pb2.FINISH_REASON_FAILED,
+    FinishReason.EXPIRED: engine_pb2.FINISH_REASON_EXPIRED,
 }
 
 _SERVER_OPTIONS = (
@@ -43,6 +55,8 @@ _SERVER_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
+
+_log = structlog.get_logger("moeray.engine_service")
 
 _Context = grpc.aio.ServicerContext[engine_pb2.ConnectRequest, engine_pb2.ConnectResponse]
 
@@ -62,6 +76,8 @@ class Link:
         self.number = number
         self.outbox: asyncio.Queue[engine_pb2.ConnectResponse] = asyncio.Queue()
         self.overrun = asyncio.Event()
+        self.request_ids: dict[int, str] = {}
+        """What clients call the requests that run, by their keys: for logs."""
         self._batches = 0
         self._acknowledged = 0
 
@@ -74,6 +90,12 @@ class Link:
         self.outbox.put_nowait(engine_pb2.ConnectResponse(step_batch=batch))
         if self._batches - self._acknowledged > max_unacknowledged:
             self.overrun.set()
+
+    def put_heartbeat(self) -> None:
+        """Says that this process lives, where nothing else waits to be sent that would say so."""
+        if self.outbox.empty():
+            heartbeat = engine_pb2.Heartbeat()
+            self.outbox.put_nowait(engine_pb2.ConnectResponse(heartbeat=heartbeat))
 
     def acknowledge(self, sequence_number: int) -> None:
         if not self._acknowledged <= sequence_number <= self._batches:
@@ -140,6 +162,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         tasks = {
             reading,
             asyncio.create_task(self._write(link, context)),
+            asyncio.create_task(self._beat(link)),
             asyncio.create_task(self._await_overrun(link)),
         }
         try:
@@ -158,6 +181,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
                 case "submit":
                     self._submit(link, message.submit)
                 case "cancel":
+                    link.request_ids.pop(message.cancel.request_key, None)
                     self._thread.cancel(RequestKey(link.number, message.cancel.request_key))
                 case "ack":
                     link.acknowledge(message.ack.sequence_number)
@@ -167,6 +191,11 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     async def _write(self, link: Link, context: _Context) -> None:
         while True:
             await context.write(await link.outbox.get())
+
+    async def _beat(self, link: Link) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            link.put_heartbeat()
 
     async def _await_overrun(self, link: Link) -> None:
         await link.overrun.wait()
@@ -178,11 +207,16 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     def _submit(self, link: Link, submit: engine_pb2.Submit) -> None:
         try:
             request = engine_request(
-                submit, link=link.number, vocabulary_size=self._vocabulary_size
+                submit,
+                link=link.number,
+                vocabulary_size=self._vocabulary_size,
+                now=time.monotonic(),
             )
         except ValueError as error:
+            _log_refusal(submit.request_id, str(error))
             link.put_result(_submit_result(submit.request_key, submit.epoch, str(error)))
             return
+        link.request_ids[submit.request_key] = submit.request_id
         self._thread.submit(request, self._result_from_engine)
 
     def _result_from_engine(self, request: EngineRequest, refusal: str) -> None:
@@ -190,6 +224,8 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
 
     def _answer_submit(self, request: EngineRequest, refusal: str) -> None:
         if link := self._links.get(request.key.link):
+            if refusal:
+                _log_refusal(link.request_ids.pop(request.key.key, ""), refusal)
             link.put_result(_submit_result(request.key.key, request.epoch, refusal))
 
     def _deliver(self, rows: list[TokenRow]) -> None:
@@ -198,6 +234,8 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             by_link[row.key.link].append(_step_row(row))
         for number, step_rows in by_link.items():
             if link := self._links.get(number):
+                for ended in (row for row in step_rows if row.finish_reason):
+                    _log_failure(link.request_ids.pop(ended.request_key, ""), ended.failure)
                 link.put_batch(step_rows, max_unacknowledged=self._max_unacknowledged)
 
     def _call_in_loop(self, function: Any, *arguments: Any) -> None:
@@ -222,6 +260,15 @@ async def serve_engine(
     return server, port
 
 
+def _log_refusal(request_id: str, reason: str) -> None:
+    _log.warning("request_refused", request_id=request_id, reason=reason)
+
+
+def _log_failure(request_id: str, failure: str) -> None:
+    if failure:
+        _log.warning("request_failed", request_id=request_id, reason=failure)
+
+
 def _submit_result(key: int, epoch: int, refusal: str) -> engine_pb2.SubmitResult:
     return engine_pb2.SubmitResult(request_key=key, epoch=epoch, refusal=refusal)
 
@@ -234,4 +281,15 @@ def _step_row(row: TokenRow) -> engine_pb2.StepRow:
         token_ids=row.token_ids,
         finish_reason=_FINISH_REASONS[row.finish_reason],
         failure=row.failure,
+        cached_tokens=row.cached_tokens,
+        logprobs=None if row.logprobs is None else _token_logprobs(row.logprobs),
+    )
+
+
+def _token_logprobs(logprobs: TokenLogprobs) -> engine_pb2.TokenLogprobs:
+    return engine_pb2.TokenLogprobs(
+        index=logprobs.answer_index,
+        logprob=logprobs.logprob,
+        top_token_ids=logprobs.top_token_ids,
+        top_logprobs=logprobs.top_logprobs,
     )

@@ -1,23 +1,25 @@
 """An engine without a model, for tests of the policy around it.
 
-``FakeRank`` keeps tokens where a model keeps keys and values, in blocks, and reads them back
-through the block tables of each plan. The token it draws depends on all that a row sees, so a wrong
-table, a block freed too early or a stale one changes the answer.
+``FakeRank`` keeps tokens where a model keeps keys and values, in blocks of both groups, and reads
+them back through the block tables of each plan. The token it draws depends on all that a row sees,
+so a wrong table, a block freed too early or a stale one changes the answer, or fails a check.
 """
 
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from moeray.worker.block_pool import BlockPool
+from moeray.worker.blocks import KvBlocks
 from moeray.worker.config import EngineConfig
 from moeray.worker.engine import Engine
 from moeray.worker.kv_plan import KvPlan
-from moeray.worker.plan import Int32, RankPlan
+from moeray.worker.plan import Drawn, Int32, Int64, RankPlan
 from moeray.worker.ranks import RankFailure
 from moeray.worker.request import (
     BodyKind,
@@ -29,7 +31,6 @@ from moeray.worker.request import (
     SamplingParams,
 )
 from moeray.worker.scheduler import Scheduler
-from moeray.worker.wire import Int64
 
 STOP = 0
 ILLEGAL = 99
@@ -43,6 +44,7 @@ FORCED = (80, 81, 82)
 class FakeLegal(NamedTuple):
     text: bool
     ids: tuple[int, ...]
+    excluded: tuple[int, ...] = ()
 
 
 class FakeAutomaton:
@@ -90,6 +92,8 @@ def request(
     seed: int | None = None,
     priority: int = 0,
     thinking_budget: int | None = None,
+    cache_salt: str = "",
+    deadline: float | None = None,
 ) -> EngineRequest:
     return EngineRequest(
         key=RequestKey(link, key),
@@ -106,6 +110,8 @@ def request(
             thinking_budget=thinking_budget,
         ),
         priority=priority,
+        cache_salt=cache_salt,
+        deadline=deadline,
     )
 
 
@@ -119,52 +125,105 @@ def expected_answer(request: EngineRequest) -> tuple[tuple[int, ...], FinishReas
     return tuple(automaton.accepted), automaton.finish_reason
 
 
-@dataclass
+class FakeMemory:
+    """What one group's blocks hold: by slot (block * block_tokens + offset), the position's token
+    and its trace, which tells the whole prefix up to it as a model's keys and values do.
+
+    Blocks are empty until they are written, and again when the pool hands them out anew or gets
+    them back unpublished: who reads them then, or writes where something is, is in the wrong.
+    """
+
+    def __init__(self, pool: BlockPool, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self.tokens = np.full((pool.capacity + 1) * block_tokens, -1, np.int64)
+        self.traces = np.zeros(len(self.tokens), np.uint64)
+        self._pool = pool
+        self._take, self._give_back = pool.take, pool.give_back
+        pool.take = self._taken  # type: ignore[method-assign]
+        pool.give_back = self._given_back  # type: ignore[method-assign]
+
+    def slots(self, table: Int32, first_block: int, positions: NDArray[np.int64]) -> Int64:
+        blocks = table[positions // self.block_tokens - first_block].astype(np.int64)
+        assert blocks.min(initial=1) > 0, "the scratch block is in use"
+        return blocks * self.block_tokens + positions % self.block_tokens
+
+    def write(self, slots: Int64, tokens: Int64, traces: NDArray[np.uint64]) -> None:
+        assert (self.tokens[slots] == -1).all(), "a written block is written again"
+        self.tokens[slots] = tokens
+        self.traces[slots] = traces
+
+    def _taken(self, count: int) -> list[int]:
+        blocks = self._take(count)
+        self._empty(blocks)
+        return blocks
+
+    def _given_back(self, blocks: Iterable[int]) -> None:
+        blocks = list(blocks)
+        self._give_back(blocks)
+        published = {self._pool.find(block_hash) for block_hash in self._pool.hashes}
+        self._empty([b for b in blocks if b not in published and self._pool.unreferenced([b])])
+
+    def _empty(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self.tokens[block * self.block_tokens : (block + 1) * self.block_tokens] = -1
+
+
 class FakeRank:
     """Executes plans on remembered tokens, and checks what a model would read."""
 
-    window_tokens: int
-    block_tokens: int
-    full: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """(position, token) by slot: block * block_tokens + offset."""
-    window: dict[int, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self, blocks: KvBlocks, window_tokens: int) -> None:
+        self._window_tokens = window_tokens
+        self._full = FakeMemory(blocks.full, blocks.block_tokens)
+        self._window = FakeMemory(blocks.window, blocks.block_tokens)
 
-    def execute(self, plan: RankPlan) -> Int64:
-        for row in range(len(plan.tokens)):
-            sequence = int(np.searchsorted(plan.row_starts, row, side="right")) - 1
-            position = int(plan.positions[row])
-            held = (position, int(plan.tokens[row]))
-            first = int(plan.window_first[sequence])
-            self.full[self._slot(plan.full_blocks[sequence], 0, position)] = held
-            self.window[self._slot(plan.window_blocks[sequence], first, position)] = held
+    def execute(self, plan: RankPlan) -> Drawn:
+        for sequence in range(len(plan.row_starts) - 1):
+            self._write(plan, sequence)
         drawn = [self._draw(plan, index) for index in range(len(plan.samples.sequences))]
-        return np.array(drawn, np.int64)
+        return Drawn.plain(np.array(drawn, np.int64))
+
+    def _write(self, plan: RankPlan, sequence: int) -> None:
+        start, end = plan.row_starts[sequence : sequence + 2]
+        positions = plan.positions[start:end].astype(np.int64)
+        tokens = plan.tokens[start:end].astype(np.int64)
+        first = int(positions[0])
+        assert (positions == np.arange(first, first + len(positions))).all()
+        full, window = plan.full_blocks[sequence], plan.window_blocks[sequence]
+        before = np.uint64(0)
+        if first:
+            before = self._full.traces[self._full.slots(full, 0, positions[:1] - 1)][0]
+        traces = before + _trace_steps(tokens, first)
+        self._full.write(self._full.slots(full, 0, positions), tokens, traces)
+        window_first = int(plan.window_first[sequence])
+        self._window.write(self._window.slots(window, window_first, positions), tokens, traces)
 
     def _draw(self, plan: RankPlan, index: int) -> int:
         sequence = int(plan.samples.sequences[index])
         start, end = plan.row_starts[sequence : sequence + 2]
-        last = int(plan.positions[end - 1])
-        assert list(plan.positions[start:end]) == list(range(last + 1 - end + start, last + 1))
-        assert int(plan.samples.draw_position[index]) == last + 1
-        tokens = [self._read(self.full, plan.full_blocks[sequence], 0, p) for p in range(last + 1)]
-        first = int(plan.window_first[sequence])
-        first_seen = max(0, int(plan.positions[start]) - self.window_tokens + 1)
-        for p in range(first_seen, last + 1):
-            seen = self._read(self.window, plan.window_blocks[sequence], first, p)
-            assert seen == tokens[p]
-        return draw(int(plan.samples.seed[index]), tokens)
+        length = int(plan.positions[end - 1]) + 1
+        assert int(plan.samples.draw_position[index]) == length
+        slots = self._full.slots(plan.full_blocks[sequence], 0, np.arange(length))
+        tokens, traces = self._full.tokens[slots], self._full.traces[slots]
+        assert (traces == _trace_steps(tokens, 0)).all(), "the keys of another prefix"
+        assert tokens.min() >= 0, "an empty block is read"
+        seen = np.arange(max(0, int(plan.positions[start]) - self._window_tokens + 1), length)
+        slots = self._window.slots(
+            plan.window_blocks[sequence], int(plan.window_first[sequence]), seen
+        )
+        assert (self._window.tokens[slots] == tokens[seen]).all()
+        assert (self._window.traces[slots] == traces[seen]).all()
+        return draw(int(plan.samples.seed[index]), tokens.tolist())
 
-    def _read(
-        self, memory: dict[int, tuple[int, int]], table: Int32, first: int, position: int
-    ) -> int:
-        held_position, token = memory[self._slot(table, first, position)]
-        assert held_position == position
-        return token
 
-    def _slot(self, table: Int32, first: int, position: int) -> int:
-        block = int(table[position // self.block_tokens - first])
-        assert block > 0, "the scratch block is in use"
-        return block * self.block_tokens + position % self.block_tokens
+_WEIGHTS = np.random.default_rng(5).integers(1 << 63, size=1 << 17, dtype=np.uint64)
+
+
+def _trace_steps(tokens: Int64, first: int) -> NDArray[np.uint64]:
+    """What each position adds to the trace before ``first``: a sum, modulo 2 ** 64, of every token
+    times a weight of its position.
+    """
+    weights = _WEIGHTS[first : first + len(tokens)]
+    return np.cumsum((tokens + 1).astype(np.uint64) * weights, dtype=np.uint64)
 
 
 class FakeRanks:
@@ -180,7 +239,7 @@ class FakeRanks:
         self._fail_at = fail_at
         self._step_s = step_s
 
-    def execute(self, plans: Sequence[RankPlan]) -> list[Int64]:
+    def execute(self, plans: Sequence[RankPlan]) -> list[Drawn]:
         time.sleep(self._step_s)
         if plans[0].step == self._fail_at:
             raise RankFailure(0, "killed by the test")
@@ -208,6 +267,7 @@ def fake_engine(
     context_length: int = 1000,
     fail_at: int | None = None,
     step_s: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     kv = KvPlan(
         block_tokens=block_tokens,
@@ -219,5 +279,5 @@ def fake_engine(
         ranks=ranks, max_running_per_rank=max_running, step_tokens_per_rank=step_tokens
     )
     scheduler = Scheduler(config, kv, context_length=context_length, new_automaton=FakeAutomaton)
-    fakes = [FakeRank(window_tokens, block_tokens) for _ in range(ranks)]
-    return Engine(scheduler, FakeRanks(fakes, fail_at=fail_at, step_s=step_s))
+    fakes = [FakeRank(rank.blocks, window_tokens) for rank in scheduler.ranks]
+    return Engine(scheduler, FakeRanks(fakes, fail_at=fail_at, step_s=step_s), clock=clock)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeray.worker.plan import RankPlan
+from moeray.worker.plan import Drawn, RankPlan
 from moeray.worker.planner import rank_plans
 from moeray.worker.ranks import LocalRanks, RankFailure, SocketRanks
 from moeray.worker.sequence import StepPlan
-from moeray.worker.wire import Hello, Int64, encode_hello, send_message
+from moeray.worker.wire import Hello, encode_hello, send_message
 
 # A rank without a model: it answers with the step, dies, raises or hangs at the step it is told.
 RANK = textwrap.dedent(
     """
     import os, signal, sys
     import numpy as np
+    from moeray.worker.plan import Drawn
     from moeray.worker.rank_server import serve_rank
 
     rank, path, secret, fault, at = sys.argv[1:]
@@ -39,8 +41,8 @@ RANK = textwrap.dedent(
                 if fault == "hang":
                     signal.pause()
                 if fault == "wrong":
-                    return np.zeros(5, np.int64)
-            return np.zeros(len(plan.samples.sequences), np.int64)
+                    return Drawn.plain(np.zeros(5, np.int64))
+            return Drawn.plain(np.zeros(len(plan.samples.sequences), np.int64))
 
     serve_rank(Executor(), rank=int(rank), path=path, secret=bytes.fromhex(secret))
     """
@@ -77,7 +79,7 @@ def test_steps_run_on_all_ranks_and_ranks_return_when_the_leader_closes() -> Non
     with started(group, "", "") as processes:
         group.accept(timeout_s=60)
         for step in (1, 2, 3):
-            assert [len(tokens) for tokens in group.execute(idle_plans(step, 2))] == [0, 0]
+            assert [len(drawn.tokens) for drawn in group.execute(idle_plans(step, 2))] == [0, 0]
         group.close()
         assert [process.wait(timeout=30) for process in processes] == [0, 0]
 
@@ -85,7 +87,7 @@ def test_steps_run_on_all_ranks_and_ranks_return_when_the_leader_closes() -> Non
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("die", "rank 1: lost in step 2"),
+        ("die", "rank 1: lost: the peer closed"),
         ("raise", "rank 1: ArithmeticError: a row is not finite"),
         ("wrong", "rank 1: its answer does not belong to step 2"),
     ],
@@ -134,6 +136,57 @@ def test_a_rank_that_hangs_fails_the_step_after_the_timeout() -> None:
             group.execute(idle_plans(2, 2))
 
 
+def test_a_stopped_rank_is_missed_in_a_step_long_before_the_step_times_out() -> None:
+    group = SocketRanks(2, step_timeout_s=60, silence_s=1.5)
+    with started(group, "", "hang") as processes:
+        group.accept(timeout_s=60)
+        group.execute(idle_plans(1, 2))
+        processes[1].send_signal(signal.SIGSTOP)
+        with pytest.raises(RankFailure, match=r"rank 1: it said nothing for 1.5 s"):
+            group.execute(idle_plans(2, 2))
+
+
+def test_a_stopped_rank_is_missed_between_steps() -> None:
+    group = SocketRanks(2, silence_s=1.5)
+    with started(group, "", "") as processes:
+        group.accept(timeout_s=60)
+        processes[0].send_signal(signal.SIGSTOP)
+        with pytest.raises(RankFailure, match=r"rank 0: it said nothing for 1.5 s"):
+            check_until_lost(group)
+
+
+def test_a_rank_killed_between_steps_is_missed_without_a_step() -> None:
+    group = SocketRanks(2)
+    with started(group, "", "") as processes:
+        group.accept(timeout_s=60)
+        processes[1].kill()
+        with pytest.raises(RankFailure, match="rank 1: lost"):
+            check_until_lost(group)
+
+
+def check_until_lost(group: SocketRanks) -> None:
+    for _ in range(600):
+        group.check()
+        time.sleep(0.05)
+
+
+def test_a_leader_that_stood_still_does_not_blame_its_ranks() -> None:
+    group = SocketRanks(2, silence_s=1.5)
+    with started(group, "", ""):
+        group.accept(timeout_s=60)
+        time.sleep(2.5)  # heartbeats pile up meanwhile
+        group.check()
+        assert len(group.execute(idle_plans(1, 2))) == 2
+
+
+def test_a_rank_that_hangs_still_says_that_it_lives() -> None:
+    group = SocketRanks(1, step_timeout_s=3, silence_s=1)
+    with started(group, "hang", at=1):
+        group.accept(timeout_s=60)
+        with pytest.raises(RankFailure, match="no answer within 3 s"):
+            group.execute(idle_plans(1, 1))
+
+
 def test_only_ranks_that_know_the_secret_are_taken() -> None:
     group = SocketRanks(1)
     try:
@@ -157,22 +210,23 @@ def test_only_ranks_that_know_the_secret_are_taken() -> None:
         group.close()
 
 
-def test_the_socket_is_in_a_private_folder_that_goes_away() -> None:
+def test_nothing_is_left_on_disk_once_the_ranks_are_connected() -> None:
     group = SocketRanks(1)
     folder = Path(group.path).parent
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-    group.close()
-    assert not folder.exists()
+    with started(group, ""):
+        group.accept(timeout_s=60)
+        assert not folder.exists()
 
 
 def test_an_error_of_a_local_rank_is_a_rank_failure() -> None:
     class Executor:
-        def execute(self, plan: RankPlan) -> Int64:
+        def execute(self, plan: RankPlan) -> Drawn:
             if plan.step == 2:
                 raise ArithmeticError("a row is not finite")
-            return np.zeros(0, np.int64)
+            return Drawn.plain(np.zeros(0, np.int64))
 
     group = LocalRanks(Executor())
-    assert [tokens.tolist() for tokens in group.execute(idle_plans(1, 1))] == [[]]
+    assert [drawn.tokens.tolist() for drawn in group.execute(idle_plans(1, 1))] == [[]]
     with pytest.raises(RankFailure, match="rank 0: ArithmeticError: a row is not finite"):
         group.execute(idle_plans(2, 1))

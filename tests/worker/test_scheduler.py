@@ -1,13 +1,15 @@
 """The scheduler: every request gets exactly its tokens, whatever happens around it."""
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moeray.worker.engine import Engine
+from moeray.worker.plan import Drawn
 from moeray.worker.planner import rank_plans
-from moeray.worker.request import EngineRequest, FinishReason, RequestKey, TokenRow
+from moeray.worker.request import EngineRequest, FinishReason, RequestKey
 from moeray.worker.scheduler import RequestRefused
 from moeray.worker.sequence import StepPlan
 from tests.worker.engine_fakes import (
@@ -15,37 +17,23 @@ from tests.worker.engine_fakes import (
     FORCING,
     ILLEGAL,
     OPENING,
+    STOP,
     expected_answer,
     fake_engine,
     request,
 )
+from tests.worker.scheduler_model import Answers
 
 
-class Answers:
-    """Collects rows as a gateway does, and checks that they continue one another."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[RequestKey, tuple[int, ...]] = {}
-        self.reasons: dict[RequestKey, FinishReason] = {}
-
-    def take(self, rows: list[TokenRow]) -> None:
-        assert len({row.key for row in rows}) == len(rows), "two rows of one request in a step"
-        for row in rows:
-            assert row.key not in self.reasons, "a row after the last"
-            before = self.tokens.get(row.key, ())
-            assert row.first_index == len(before)
-            assert row.token_ids or row.finish_reason is FinishReason.FAILED
-            self.tokens[row.key] = before + row.token_ids
-            if row.finish_reason is not None:
-                self.reasons[row.key] = row.finish_reason
+def drawn(*tokens: int) -> Drawn:
+    return Drawn.plain(np.array(tokens, np.int64))
 
 
 def step(engine: Engine, answers: Answers) -> StepPlan | None:
     """One step, with the plan in hand."""
     plan = engine.scheduler.plan()
     if plan is not None:
-        drawn = engine.ranks.execute(rank_plans(plan))
-        answers.take(engine.scheduler.commit(plan, [tokens.tolist() for tokens in drawn]))
+        answers.take(engine.scheduler.commit(plan, engine.ranks.execute(rank_plans(plan))))
     engine.scheduler.check_integrity()
     return plan
 
@@ -83,9 +71,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.planned: StepPlan | None = None
 
     @rule(
-        prompt=st.lists(st.integers(0, 60), min_size=1, max_size=40),
+        prompt=st.builds(
+            lambda shared, own: [*range(shared), *own],
+            st.integers(0, 30),
+            st.lists(st.integers(0, 60), min_size=1, max_size=10),
+        ),
         max_output_tokens=st.integers(3, 30),
         rank=st.integers(0, 1),
+        cache_salt=st.sampled_from(["", "", "other"]),
         priority=st.integers(-1, 1),
         thinking_budget=st.sampled_from([None, 0]),
     )
@@ -94,6 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt: list[int],
         max_output_tokens: int,
         rank: int,
+        cache_salt: str,
         priority: int,
         thinking_budget: int | None,
     ) -> None:
@@ -103,6 +97,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt=prompt,
             max_output_tokens=max_output_tokens,
             rank=rank % len(scheduler.ranks),
+            cache_salt=cache_salt,
             priority=priority,
             thinking_budget=thinking_budget,
         )
@@ -132,8 +127,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         assert self.planned is not None
-        tokens = [drawn.tolist() for drawn in self.drawn]
-        self.answers.take(self.engine.scheduler.commit(self.planned, tokens))
+        self.answers.take(self.engine.scheduler.commit(self.planned, self.drawn))
         self.planned = None
 
     @rule(steps=st.integers(1, 20))
@@ -176,7 +170,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
+    max_examples=80,
+    stateful_step_count=40,
 )
 TestScheduler = SchedulerMachine.TestCase
 
@@ -199,11 +194,20 @@ def test_preempted_sequences_get_the_same_answers() -> None:
         assert answers.tokens[each.key] == expected_answer(each)[0]
 
 
+def _enduring(key: int, *, prompt: tuple[int, ...], max_output_tokens: int) -> EngineRequest:
+    for seed in range(1000):
+        wanted = request(key, prompt=prompt, max_output_tokens=max_output_tokens, seed=seed)
+        if not {STOP, *FORCED} & set(expected_answer(wanted)[0]):
+            return wanted
+    raise AssertionError("no such seed")
+
+
 def test_the_sequence_admitted_last_is_preempted_and_comes_back_first() -> None:
     engine = fake_engine(block_tokens=1, full_blocks=13, window_blocks=13, max_running=2)
     rank = engine.scheduler.ranks[0]
     for key in (1, 2, 3):
-        engine.submit(request(key, prompt=(5, 6), max_output_tokens=10, seed=4))
+        # Nothing to share, and answers that go on to the limit.
+        engine.submit(_enduring(key, prompt=(key, 6), max_output_tokens=10))
     answers = Answers()
     while len(rank.running) != 2:
         step(engine, answers)
@@ -225,7 +229,7 @@ def test_a_long_prompt_runs_in_chunks_beside_decoding_ones() -> None:
     step(engine, answers)
     engine.submit(request(2, prompt=range(1, 31), max_output_tokens=3))
     rows = []
-    while RequestKey(1, 2) not in answers.tokens:
+    while not answers.tokens.get(RequestKey(1, 2)):
         delivered = len(answers.tokens[RequestKey(1, 1)])
         plan = step(engine, answers)
         assert plan is not None
@@ -241,7 +245,7 @@ def test_every_running_sequence_gets_a_row_beside_forced_tokens() -> None:
         engine.submit(request(key))
     plan = engine.scheduler.plan()
     assert plan is not None
-    engine.scheduler.commit(plan, [[FORCING, 7, 7]])
+    engine.scheduler.commit(plan, [drawn(FORCING, 7, 7)])
     plan = engine.scheduler.plan()
     assert plan is not None
     assert [chunk.rows for chunk in plan.ranks[0]] == [1, 1, 1]
@@ -271,8 +275,8 @@ def test_a_prompt_that_does_not_fit_yet_holds_back_those_behind_it() -> None:
     answers = Answers()
     engine.submit(request(1, prompt=range(1, 16), max_output_tokens=20))
     step(engine, answers)
-    engine.submit(request(2, prompt=range(1, 31), max_output_tokens=5))
-    engine.submit(request(3, prompt=(5,), max_output_tokens=5))
+    engine.submit(request(2, prompt=range(20, 50), max_output_tokens=5))
+    engine.submit(request(3, prompt=(50,), max_output_tokens=5))
     while RequestKey(1, 1) not in answers.reasons:
         assert RequestKey(1, 3) not in answers.tokens
         step(engine, answers)
@@ -308,7 +312,7 @@ def test_a_sequence_fails_alone_when_its_token_is_illegal() -> None:
     engine.submit(request(2))
     plan = engine.scheduler.plan()
     assert plan is not None
-    bad, good = engine.scheduler.commit(plan, [[ILLEGAL, 7]])
+    bad, good = engine.scheduler.commit(plan, [drawn(ILLEGAL, 7)])
     assert bad.finish_reason is FinishReason.FAILED
     assert "illegal" in bad.failure
     assert bad.token_ids == ()
@@ -349,8 +353,8 @@ def test_a_cancelled_request_frees_its_blocks_and_gets_no_row() -> None:
     assert engine.cancel(RequestKey(1, 1))
     assert not engine.cancel(RequestKey(1, 1))
     assert engine.load().free_blocks == before
-    drawn = [[7] * sum(chunk.sampled for chunk in chunks) for chunks in plan.ranks]
-    assert engine.scheduler.commit(plan, drawn) == []
+    samples = [drawn(*[7] * sum(chunk.sampled for chunk in chunks)) for chunks in plan.ranks]
+    assert engine.scheduler.commit(plan, samples) == []
     engine.scheduler.check_integrity()
 
 
@@ -372,7 +376,7 @@ def test_a_wrong_number_of_tokens_is_an_error() -> None:
     plan = engine.scheduler.plan()
     assert plan is not None
     with pytest.raises(ValueError, match="zip"):
-        engine.scheduler.commit(plan, [[1, 2]])
+        engine.scheduler.commit(plan, [drawn(1, 2)])
 
 
 def test_blocks_behind_the_window_are_free_while_the_sequence_runs() -> None:

@@ -1,7 +1,8 @@
 """The engine's gRPC service over loopback, with fake ranks behind it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
@@ -18,8 +19,9 @@ from moeray.vocabulary.cluster_token import (
 )
 from moeray.worker.engine import Engine
 from moeray.worker.engine_thread import EngineThread, SubmitCallback
+from moeray.worker.plan import Drawn, RankPlan
 from moeray.worker.request import EngineRequest
-from moeray.worker.service import EngineService, serve_engine
+from moeray.worker.service import EngineService, Link, serve_engine
 from tests.worker.engine_fakes import expected_answer, fake_engine, request
 
 TOKEN = mint_token()
@@ -62,6 +64,7 @@ class Gateway:
         self.tokens: dict[int, list[int]] = {}
         self.last: dict[int, engine_pb2.StepRow] = {}
         self.batches = 0
+        self.heartbeats = 0
 
     async def submit(self, wanted: EngineRequest, *, epoch: int = 0) -> None:
         await self.send(submit=submit_message(wanted, epoch))
@@ -78,6 +81,9 @@ class Gateway:
         """Takes one message; checks that batches and rows continue one another."""
         async with asyncio.timeout(30):
             message = await self.stream.read()
+            while isinstance(message, engine_pb2.ConnectResponse) and message.HasField("heartbeat"):
+                self.heartbeats += 1
+                message = await self.stream.read()
         assert isinstance(message, engine_pb2.ConnectResponse), "the stream ended"
         if message.HasField("submit_result"):
             self.results[message.submit_result.request_key] = message.submit_result
@@ -117,7 +123,9 @@ def submit_message(wanted: EngineRequest, epoch: int = 0) -> engine_pb2.Submit:
         rank=wanted.rank,
         prompt_token_ids=wanted.prompt,
         max_output_tokens=wanted.max_output_tokens,
-        sampling=engine_pb2.Sampling(temperature=0, top_p=1, seed=wanted.sampling.seed),
+        sampling=engine_pb2.Sampling(
+            temperature=0, top_p=1, repetition_penalty=1, seed=wanted.sampling.seed
+        ),
         channel_rules=engine_pb2.ChannelRules(
             turn_opening=rules.turn_opening,
             headers=[
@@ -364,3 +372,70 @@ async def test_a_lost_rank_ends_requests_with_a_failed_row() -> None:
         while 2 not in gateway.results:
             await gateway.receive()
         assert "the engine failed" in gateway.results[2].refusal
+
+
+class HeldRanks:
+    """Ranks whose steps begin only when the test says so, and what was planned for each."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._ranks = engine.ranks
+        self._scheduler = engine.scheduler
+        self._may_go = threading.Semaphore(0)
+        self.planned: list[tuple[int, int]] = []
+        """Of each step that was planned: sequences in it, and KV blocks in use."""
+
+    def execute(self, plans: Sequence[RankPlan]) -> list[Drawn]:
+        used = self._scheduler.ranks[0].blocks.full.referenced_blocks
+        self.planned.append((len(plans[0].full_blocks), used))
+        assert self._may_go.acquire(timeout=30)
+        return self._ranks.execute(plans)
+
+    def let_go(self, steps: int = 1) -> None:
+        self._may_go.release(steps)
+
+    def close(self) -> None:
+        self._ranks.close()
+
+
+@pytest.mark.parametrize("how", ["cancel", "end of the stream"])
+async def test_blocks_are_free_before_the_next_step_is_planned(how: str) -> None:
+    engine = fake_engine()
+    held = HeldRanks(engine)
+    engine.ranks = held
+    async with serving(engine) as served:
+        stays, goes = served.connect(), served.connect()
+        await stays.submit(endless(1))
+        await served.until(lambda: len(held.planned) == 1)
+        await goes.submit(endless(2))
+        await served.until(lambda: not served.thread._commands.empty())
+        held.let_go()
+        await served.until(lambda: len(held.planned) == 2)
+        assert held.planned[1][0] == 2
+        # A step is running. What arrives now is obeyed when it ends, and before the next one.
+        if how == "cancel":
+            await goes.send(cancel=engine_pb2.Cancel(request_key=2))
+        else:
+            goes.stream.cancel()
+        await served.until(lambda: not served.thread._commands.empty())
+        held.let_go()
+        await served.until(lambda: len(held.planned) == 3)
+        sequences, used = held.planned[2]
+        assert sequences == 1
+        assert used == len(engine.scheduler.ranks[0].running[0].blocks.full)
+        held.let_go(1000)
+
+
+async def test_an_engine_that_does_nothing_says_that_it_lives() -> None:
+    async with serving(fake_engine()) as served:
+        gateway = served.connect()
+        async with asyncio.timeout(30):
+            message = await gateway.stream.read()
+        assert isinstance(message, engine_pb2.ConnectResponse)
+        assert message.WhichOneof("message") == "heartbeat"
+
+
+async def test_heartbeats_do_not_pile_up_for_a_gateway_that_does_not_read() -> None:
+    link = Link(1)
+    for _ in range(5):
+        link.put_heartbeat()
+    assert link.outbox.qsize() == 1
