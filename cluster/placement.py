@@ -10,23 +10,27 @@ Rules: whoever could be placed never waits; an expired request is never placed; 
 placed on an engine that lost it before.
 """
 
-from collections import OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moeray.cluster.contracts import (
     EngineInfo,
     EngineLoad,
+    KvEvents,
     LivePlacement,
     Placement,
     PlacementRequest,
     Refused,
+    RouterStats,
     Waiting,
 )
+from moeray.cluster.drain_rate import DrainRate
+from moeray.cluster.engine_table import EngineTable
+from moeray.cluster.gateway_sessions import GatewaySessions
+from moeray.cluster.rank_choice import RankChoice
+from moeray.cluster.ranks import Rank
+from moeray.cluster.recent_prefixes import RecentPrefixes
 from moeray.cluster.waiting_queue import WaitingEntry, WaitingQueue
-
-MIN_RETRY_S = 0.1
-MAX_RETRY_S = 30.0
 
 Key = tuple[str, str]
 """Gateway id and request id."""
@@ -52,27 +56,10 @@ class PlacementLimits:
     """Over which releases are counted for the retry delay."""
     max_conversations: int = 65536
     """Conversations whose last rank is remembered."""
-
-
-@dataclass(slots=True)
-class _Engine:
-    info: EngineInfo
-    last_seen: float
-    requests: list[int]
-    """Held places by rank."""
-    tokens: list[int]
-    """Prompt and output limit of the held places, by rank."""
-
-    def free(self, rank: int) -> int:
-        return max(0, self.info.max_running_per_rank - self.requests[rank])
-
-
-@dataclass(slots=True)
-class _Gateway:
-    session: str
-    last_seen: float
-    outcomes: dict[str, Placement | Refused] = field(default_factory=dict)
-    """Of requests that waited, until they are taken."""
+    recent_prefix_s: float = 1.0
+    """How long a placement counts as cached before its engine has said so."""
+    max_recent_prefixes: int = 131072
+    """Prefixes of recent placements that are remembered, twice over."""
 
 
 class PlacementPolicy:
@@ -80,87 +67,97 @@ class PlacementPolicy:
 
     def __init__(self, limits: PlacementLimits, incarnation: str) -> None:
         self.limits = limits
-        self.version = 1
-        """Changes with the list of engines."""
-        self._incarnation = incarnation
-        self._sessions = 0
-        self._engines: dict[str, _Engine] = {}
-        self._gateways: dict[str, _Gateway] = {}
+        self._gateways = GatewaySessions(incarnation)
+        self._engines = EngineTable()
         self._held: dict[Key, LivePlacement] = {}
         self._queue = WaitingQueue(
             max_requests=limits.max_waiting,
             max_tokens=limits.max_waiting_tokens,
             priority_step_s=limits.priority_step_s,
         )
-        self._conversations: OrderedDict[str, tuple[str, int]] = OrderedDict()
-        self._releases: deque[float] = deque()
+        recent = RecentPrefixes(
+            lifetime_s=limits.recent_prefix_s, max_prefixes=limits.max_recent_prefixes
+        )
+        self._choice = RankChoice(
+            self._engines.ledger, recent, max_conversations=limits.max_conversations
+        )
+        self._drain = DrainRate(limits.drain_window_s)
+        self._placed_total = 0
+        self._refused_total: dict[str, int] = {}
+        self._prompt_blocks_total = 0
+        self._matched_blocks_total = 0
+
+    @property
+    def version(self) -> int:
+        """Changes with the list of engines."""
+        return self._engines.version
 
     @property
     def engines(self) -> list[EngineInfo]:
-        return [engine.info for engine in self._engines.values()]
+        return self._engines.infos
 
     def register_engine(self, info: EngineInfo, now: float) -> None:
         """Offer an engine's places. Registering again keeps what is held on it."""
-        engine = _Engine(info, now, [0] * info.ranks, [0] * info.ranks)
-        self._engines[info.engine_id] = engine
-        for live in self._held.values():
-            if live.placement.engine_id == info.engine_id:
-                self._count(live, +1)
-        self.version += 1
+        held = (p for p in self._held.values() if p.placement.engine_id == info.engine_id)
+        self._engines.add(info, held, now)
         self._fill(now)
 
     def report_load(self, load: EngineLoad, now: float) -> bool:
         """A sign of life; False: unknown engine, it must register again."""
-        engine = self._engines.get(load.engine_id)
-        if engine is not None:
-            engine.last_seen = now
-        return engine is not None
+        return self._engines.heard_of(load.engine_id, now)
+
+    def report_kv(self, engine_id: str, events: list[KvEvents], now: float) -> list[int]:
+        """Bring the ledger up to date; returns the ranks whose snapshot is wanted."""
+        self._engines.heard_of(engine_id, now)
+        return self._engines.take_events(engine_id, events)
 
     def deregister_engine(self, engine_id: str) -> None:
-        if self._engines.pop(engine_id, None) is not None:
-            self.version += 1
+        self._engines.remove(engine_id)
 
     def heartbeat(self, gateway_id: str, now: float) -> str:
         """A gateway's sign of life; returns its session: another one if it had vanished."""
-        gateway = self._gateways.get(gateway_id)
-        if gateway is None:
-            self._sessions += 1
-            gateway = _Gateway(f"{self._incarnation}.{self._sessions}", now)
-            self._gateways[gateway_id] = gateway
-        gateway.last_seen = now
-        return gateway.session
+        return self._gateways.heartbeat(gateway_id, now)
 
     def place(
         self, gateway_id: str, request: PlacementRequest, now: float
     ) -> Placement | Waiting | Refused:
         """Place, queue or refuse a request; asked again for the same one, answer the same."""
-        self.heartbeat(gateway_id, now)
+        return self.place_all(gateway_id, [request], now)[0]
+
+    def place_all(
+        self, gateway_id: str, requests: Iterable[PlacementRequest], now: float
+    ) -> list[Placement | Waiting | Refused]:
+        """``place`` for each, in order."""
+        self._gateways.heartbeat(gateway_id, now)
+        return [self._place(gateway_id, request, now) for request in requests]
+
+    def _place(
+        self, gateway_id: str, request: PlacementRequest, now: float
+    ) -> Placement | Waiting | Refused:
         key = (gateway_id, request.request_id)
         if (live := self._held.get(key)) is not None:
             return live.placement
         if key in self._queue:
             return Waiting(request.request_id)
-        self._gateways[gateway_id].outcomes.pop(request.request_id, None)
+        self._gateways.drop_outcome(gateway_id, request.request_id)
         if refused := self._refusal(request, now):
             return refused
-        if (chosen := self._choose(request)) is not None:
-            return self._hold(gateway_id, request, *chosen)
+        if (chosen := self._choose(request, now)) is not None:
+            return self._hold(gateway_id, request, *chosen, now)
         if not self._queue.has_room(request.prompt_tokens):
-            return self._refuse(request, "queue_full", "the waiting queue is full", now)
+            return self._try_later(request, "queue_full", "the waiting queue is full", now)
         entry = self._queue.add(gateway_id, request, now)
         self._note_stranded(entry, now)
         return Waiting(request.request_id)
 
     def release(self, gateway_id: str, request_ids: Iterable[str], now: float) -> None:
         """Free places and queue entries; ids that are not known are none to free."""
-        gateway = self._gateways.get(gateway_id)
         for request_id in request_ids:
-            if gateway is not None:
-                gateway.outcomes.pop(request_id, None)
+            self._gateways.drop_outcome(gateway_id, request_id)
             live = self._held.pop((gateway_id, request_id), None)
             if live is not None:
-                self._count(live, -1)
-                self._releases.append(now)
+                self._engines.count(live, -1)
+                self._drain.note(live.tokens, now)
             else:
                 self._queue.remove((gateway_id, request_id))
         self._fill(now)
@@ -173,117 +170,93 @@ class PlacementPolicy:
             if key not in self._held:
                 self._queue.remove(key)
                 self._held[key] = live
-                self._count(live, +1)
+                self._engines.count(live, +1)
 
     def has_outcomes(self, gateway_id: str) -> bool:
-        gateway = self._gateways.get(gateway_id)
-        return gateway is not None and bool(gateway.outcomes)
+        return self._gateways.has_outcomes(gateway_id)
 
     def take_outcomes(self, gateway_id: str) -> list[Placement | Refused]:
         """Outcomes of requests that waited, each handed out once."""
-        gateway = self._gateways.get(gateway_id)
-        if gateway is None:
-            return []
-        outcomes = list(gateway.outcomes.values())
-        gateway.outcomes.clear()
-        return outcomes
+        return self._gateways.take_outcomes(gateway_id)
 
     def expire(self, now: float) -> None:
         """Drop engines and gateways that are silent, and requests whose time is over."""
-        for engine_id, engine in list(self._engines.items()):
-            if now - engine.last_seen > self.limits.engine_timeout_s:
-                self.deregister_engine(engine_id)
-        for gateway_id, gateway in list(self._gateways.items()):
-            if now - gateway.last_seen > self.limits.gateway_timeout_s:
-                self._forget_gateway(gateway_id, now)
+        for engine_id in self._engines.silent_since(now - self.limits.engine_timeout_s):
+            self._engines.remove(engine_id)
+        for gateway_id in self._gateways.silent_since(now - self.limits.gateway_timeout_s):
+            self._forget_gateway(gateway_id, now)
         self._give_up(now)
+
+    def stats(self) -> RouterStats:
+        return RouterStats(
+            waiting=len(self._queue),
+            waiting_prompt_tokens=self._queue.tokens,
+            running=len(self._held),
+            engines=len(self._engines),
+            placed_total=self._placed_total,
+            refused_total=dict(self._refused_total),
+            prompt_blocks_total=self._prompt_blocks_total,
+            matched_blocks_total=self._matched_blocks_total,
+        )
 
     def _forget_gateway(self, gateway_id: str, now: float) -> None:
         held = [request_id for owner, request_id in self._held if owner == gateway_id]
         waiting = [e.request.request_id for e in self._queue if e.gateway_id == gateway_id]
         self.release(gateway_id, held + waiting, now)
-        del self._gateways[gateway_id]
+        self._gateways.forget(gateway_id)
 
     def _refusal(self, request: PlacementRequest, now: float) -> Refused | None:
         if _is_expired(request, now):
-            return Refused(request.request_id, "deadline", "the deadline passed", 0.0)
-        serves_it = any(e.info.model == request.model for e in self._engines.values())
-        if self._engines and not serves_it:
+            return self._refuse(request, "deadline", "the deadline passed")
+        if self._engines.order(request.model) is None and len(self._engines):
             message = f"no engine serves the model {request.model!r}"
-            return Refused(request.request_id, "model_not_found", message, 0.0)
+            return self._refuse(request, "model_not_found", message)
         return None
 
-    def _refuse(self, request: PlacementRequest, reason: str, message: str, now: float) -> Refused:
-        """Refuse with the time that the queue takes to empty at the measured rate."""
-        window = self.limits.drain_window_s
-        while self._releases and now - self._releases[0] > window:
-            self._releases.popleft()
-        rate = len(self._releases) / window
-        delay = max(1, len(self._queue)) / rate if rate else MAX_RETRY_S
-        delay = min(max(delay, MIN_RETRY_S), MAX_RETRY_S)
-        return Refused(request.request_id, reason, message, delay)
+    def _try_later(
+        self, request: PlacementRequest, reason: str, message: str, now: float
+    ) -> Refused:
+        """Refuse until those who wait, and this one behind them, would have found places."""
+        tokens = self._queue.held_tokens + request.prompt_tokens + request.max_output_tokens
+        delay_s = self._drain.delay_s(len(self._queue) + 1, tokens, now)
+        return self._refuse(request, reason, message, delay_s)
 
-    def _usable(self, request: PlacementRequest) -> list[_Engine]:
-        avoid = request.avoid_engine_ids
-        engines = self._engines.items()
-        return [e for name, e in engines if e.info.model == request.model and name not in avoid]
+    def _refuse(
+        self, request: PlacementRequest, reason: str, message: str, retry_after_s: float = 0.0
+    ) -> Refused:
+        self._refused_total[reason] = self._refused_total.get(reason, 0) + 1
+        return Refused(request.request_id, reason, message, retry_after_s)
 
-    def _choose(self, request: PlacementRequest) -> tuple[str, int] | None:
-        """The rank with the fewest held tokens per free place; a conversation's last one first."""
-        free = [
-            (engine, rank)
-            for engine in self._usable(request)
-            for rank in range(engine.info.ranks)
-            if engine.free(rank)
-        ]
-        if not free:
-            return None
-        last = self._conversations.get(request.conversation_id)
-        for engine, rank in free:
-            if last == (engine.info.engine_id, rank):
-                return last
-
-        def load(place: tuple[_Engine, int]) -> tuple[float, float, str, int]:
-            engine, rank = place
-            tokens = engine.tokens[rank] / engine.free(rank)
-            requests = engine.requests[rank] / engine.free(rank)
-            return tokens, requests, engine.info.engine_id, rank
-
-        engine, rank = min(free, key=load)
-        return engine.info.engine_id, rank
+    def _choose(self, request: PlacementRequest, now: float) -> tuple[Rank, int] | None:
+        order = self._engines.order(request.model)
+        return None if order is None else self._choice.choose(order, request, now)
 
     def _hold(
-        self, gateway_id: str, request: PlacementRequest, engine_id: str, rank: int
+        self, gateway_id: str, request: PlacementRequest, rank: Rank, matched: int, now: float
     ) -> Placement:
-        placement = Placement(request.request_id, engine_id, rank)
+        placement = Placement(
+            request.request_id, rank.engine_id, rank.number, matched * rank.block_tokens
+        )
         live = LivePlacement(placement, request.prompt_tokens + request.max_output_tokens)
         self._held[gateway_id, request.request_id] = live
-        self._count(live, +1)
-        if request.conversation_id:
-            self._conversations[request.conversation_id] = (engine_id, rank)
-            self._conversations.move_to_end(request.conversation_id)
-            if len(self._conversations) > self.limits.max_conversations:
-                self._conversations.popitem(last=False)
+        self._choice.note(request, rank, matched, now)
+        self._engines.count(live, +1)
+        self._placed_total += 1
+        self._prompt_blocks_total += len(request.block_hashes)
+        self._matched_blocks_total += matched
         return placement
-
-    def _count(self, live: LivePlacement, sign: int) -> None:
-        engine = self._engines.get(live.placement.engine_id)
-        if engine is not None and live.placement.rank < engine.info.ranks:
-            engine.requests[live.placement.rank] += sign
-            engine.tokens[live.placement.rank] += sign * live.tokens
 
     def _fill(self, now: float) -> None:
         """Give free places to those who wait, in order."""
-        free = sum(e.free(rank) for e in self._engines.values() for rank in range(e.info.ranks))
-        for entry in self._queue if free and len(self._queue) else ():
+        if not len(self._queue) or not self._engines.has_free_places():
+            return
+        for entry in self._queue:
             if _is_expired(entry.request, now):
                 continue
-            if (chosen := self._choose(entry.request)) is not None:
-                placement = self._hold(entry.gateway_id, entry.request, *chosen)
-                self._settle(entry, placement)
-                free -= 1
-                if not free:
-                    break
+            if (chosen := self._choose(entry.request, now)) is not None:
+                self._settle(entry, self._hold(entry.gateway_id, entry.request, *chosen, now))
+            elif not self._engines.has_free_places():
+                break
 
     def _give_up(self, now: float) -> None:
         """Refuse those who wait whose deadline passed, or whom no engine could take for long."""
@@ -291,18 +264,18 @@ class PlacementPolicy:
             request = entry.request
             if _is_expired(request, now):
                 message = "the deadline passed while the request waited"
-                self._settle(entry, Refused(request.request_id, "deadline", message, 0.0))
+                self._settle(entry, self._refuse(request, "deadline", message))
             elif self._note_stranded(entry, now):
                 message = "no engine can take the request"
-                self._settle(entry, self._refuse(request, "unavailable", message, now))
+                self._settle(entry, self._try_later(request, "unavailable", message, now))
 
     def _settle(self, entry: WaitingEntry, outcome: Placement | Refused) -> None:
         self._queue.remove((entry.gateway_id, entry.request.request_id))
-        self._gateways[entry.gateway_id].outcomes[entry.request.request_id] = outcome
+        self._gateways.add_outcome(entry.gateway_id, outcome)
 
     def _note_stranded(self, entry: WaitingEntry, now: float) -> bool:
         """Whether no engine could take the entry for as long as one waits for that."""
-        if self._usable(entry.request):
+        if self._engines.could_take(entry.request):
             entry.stranded_since = None
             return False
         if entry.stranded_since is None:
@@ -310,14 +283,10 @@ class PlacementPolicy:
         return now - entry.stranded_since >= self.limits.no_engine_wait_s
 
     def check_integrity(self, now: float) -> None:
-        """Assert what must always hold; for tests, and cheap enough to call when idle."""
+        """Assert what must always hold; for tests."""
         self._queue.check_integrity()
-        for engine_id, engine in self._engines.items():
-            on_it = [p for p in self._held.values() if p.placement.engine_id == engine_id]
-            for rank in range(engine.info.ranks):
-                here = [p for p in on_it if p.placement.rank == rank]
-                assert engine.requests[rank] == len(here), f"{engine_id}/{rank}: places"
-                assert engine.tokens[rank] == sum(p.tokens for p in here), "tokens"
+        self._engines.check_integrity(self._held.values())
+        self._choice.check_integrity()
         for key, live in self._held.items():
             assert key[1] == live.placement.request_id
             assert key not in self._queue, f"{key} is both placed and waiting"
@@ -325,8 +294,8 @@ class PlacementPolicy:
         for entry in self._queue:
             assert entry.gateway_id in self._gateways
             if not _is_expired(entry.request, now):
-                assert self._choose(entry.request) is None, f"{entry.request} waits at a free place"
-        assert len(self._conversations) <= self.limits.max_conversations
+                chosen = self._choose(entry.request, now)
+                assert chosen is None, f"{entry.request} waits at a free place"
 
 
 def _is_expired(request: PlacementRequest, now: float) -> bool:

@@ -3,8 +3,9 @@
 Thin over ``placement.py``: it brings the clock, the long polls of the gateways and a tick that lets
 time pass. It runs on one event loop and no method waits before it has changed the policy, so the
 policy needs no lock. Lost with its process, all of it is rebuilt: engines register again when
-report_load() says False, gateways announce what they hold when they see another session. The class
-is plain; ``application.py`` makes the Ray actor of it.
+report_load() says False and send snapshots of their caches, gateways announce what they hold when
+they see another session and ask again for what waited. The class is plain; the Ray actor is made
+of it elsewhere.
 """
 
 import asyncio
@@ -16,10 +17,12 @@ from moeray.cluster.contracts import (
     EngineInfo,
     EngineLoad,
     GatewayUpdate,
+    KvEvents,
     LivePlacement,
     Placement,
     PlacementRequest,
     Refused,
+    RouterStats,
     Waiting,
 )
 from moeray.cluster.placement import PlacementLimits, PlacementPolicy
@@ -46,6 +49,9 @@ class RouterActor:
     async def report_load(self, load: EngineLoad) -> bool:
         return self._policy.report_load(load, self._clock())
 
+    async def report_kv(self, engine_id: str, events: list[KvEvents]) -> list[int]:
+        return self._policy.report_kv(engine_id, events, self._clock())
+
     async def deregister_engine(self, engine_id: str) -> None:
         self._policy.deregister_engine(engine_id)
         self._wake_watchers()
@@ -54,8 +60,7 @@ class RouterActor:
         self, gateway_id: str, requests: list[PlacementRequest]
     ) -> list[Placement | Waiting | Refused]:
         self._start_ticking()
-        now = self._clock()
-        return [self._policy.place(gateway_id, request, now) for request in requests]
+        return self._policy.place_all(gateway_id, requests, self._clock())
 
     async def release(self, gateway_id: str, request_ids: list[str]) -> None:
         self._policy.release(gateway_id, request_ids, self._clock())
@@ -63,6 +68,9 @@ class RouterActor:
 
     async def announce(self, gateway_id: str, placements: list[LivePlacement]) -> None:
         self._policy.announce(gateway_id, placements, self._clock())
+
+    async def stats(self) -> RouterStats:
+        return self._policy.stats()
 
     async def watch(self, gateway_id: str, version: int, timeout_s: float) -> GatewayUpdate:
         """Answer when there are outcomes or another engine list, or after ``timeout_s``."""

@@ -88,6 +88,11 @@ class RouterClient:
             asyncio.create_task(self._watch_forever()),
         ]
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have no place yet."""
+        return len(self._pending)
+
     def check(self) -> None:
         """Raises RuntimeError when a task of this client has died."""
         for task in self._tasks:

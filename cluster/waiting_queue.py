@@ -32,6 +32,8 @@ class WaitingQueue:
     priority_step_s: float
     tokens: int = 0
     """Prompt tokens of all that wait."""
+    held_tokens: int = 0
+    """Tokens that they will hold: prompts and limits on output."""
     _entries: list[WaitingEntry] = field(default_factory=list)
     _by_key: dict[tuple[str, str], WaitingEntry] = field(default_factory=dict)
     _arrivals: int = 0
@@ -59,6 +61,7 @@ class WaitingQueue:
         insort(self._entries, entry, key=_order)
         self._by_key[gateway_id, request.request_id] = entry
         self.tokens += request.prompt_tokens
+        self.held_tokens += request.prompt_tokens + request.max_output_tokens
         return entry
 
     def remove(self, key: tuple[str, str]) -> bool:
@@ -67,13 +70,17 @@ class WaitingQueue:
         if entry is None:
             return False
         del self._entries[bisect_left(self._entries, entry.order, key=_order)]
-        self.tokens -= entry.request.prompt_tokens
+        request = entry.request
+        self.tokens -= request.prompt_tokens
+        self.held_tokens -= request.prompt_tokens + request.max_output_tokens
         return True
 
     def check_integrity(self) -> None:
         orders = [entry.order for entry in self._entries]
         assert orders == sorted(orders), "the queue is out of order"
         assert self.tokens == sum(e.request.prompt_tokens for e in self._entries)
+        outputs = sum(e.request.max_output_tokens for e in self._entries)
+        assert self.held_tokens == self.tokens + outputs
         keys = {(e.gateway_id, e.request.request_id) for e in self._entries}
         assert keys == set(self._by_key) and len(keys) == len(self._entries)
         assert len(self._entries) <= self.max_requests

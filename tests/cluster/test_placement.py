@@ -1,14 +1,8 @@
 """Placement policy: named cases. Random ones are in test_placement_machine.py."""
 
-import pytest
-
 from moeray.cluster.contracts import EngineInfo, LivePlacement, Placement, Refused, Waiting
-from moeray.cluster.placement import (
-    MAX_RETRY_S,
-    MIN_RETRY_S,
-    PlacementLimits,
-    PlacementPolicy,
-)
+from moeray.cluster.drain_rate import MAX_RETRY_S, MIN_RETRY_S
+from moeray.cluster.placement import PlacementLimits, PlacementPolicy
 
 from .contract_samples import engine, load, request
 
@@ -80,13 +74,21 @@ def test_higher_priority_first_but_waiting_long_enough_wins() -> None:
     assert order == ["high", "low", "later"]
 
 
-def test_a_conversation_returns_to_its_rank_while_that_has_a_place() -> None:
-    placing = policy(engine(places=2))
+def test_a_conversation_returns_to_its_rank_while_that_has_little_to_do() -> None:
+    placing = policy(engine(places=3))
     placing.place("g", request("x", tokens=500), 0.0)
-    assert placing.place("g", request("a", conversation="c"), 0.0) == Placement("a", "e1", 1)
-    placing.release("g", ["x"], 0.0)
-    assert placing.place("g", request("b", conversation="c"), 0.0) == Placement("b", "e1", 1)
-    assert placing.place("g", request("c", conversation="c"), 0.0) == Placement("c", "e1", 0)
+    assert rank_of(placing, "a", tokens=90, conversation="c") == 1
+    placing.release("g", ["x", "a"], 0.0)
+    assert rank_of(placing, "b", tokens=30, conversation="c") == 1
+    assert rank_of(placing, "d", tokens=100, conversation="c") == 1
+    assert rank_of(placing, "e", tokens=100, conversation="c") == 0, "computing it is cheaper"
+    assert rank_of(placing, "f", tokens=300, conversation="c") == 0
+
+
+def rank_of(placing: PlacementPolicy, name: str, *, tokens: int, conversation: str) -> int:
+    placed = placing.place("g", request(name, tokens=tokens, conversation=conversation), 0.0)
+    assert isinstance(placed, Placement)
+    return placed.rank
 
 
 def test_the_queue_is_bounded_in_requests_and_tokens() -> None:
@@ -102,20 +104,6 @@ def test_the_queue_is_bounded_in_requests_and_tokens() -> None:
     assert isinstance(refused, Refused) and refused.reason == "queue_full"
 
 
-def test_the_retry_delay_follows_the_measured_drain_rate() -> None:
-    placing = policy(engine(ranks=1), limits=PlacementLimits(max_waiting=0))
-    placing.place("g", request("a"), 0.0)
-    unknown = placing.place("g", request("b"), 0.0)
-    assert isinstance(unknown, Refused) and unknown.retry_after_s == MAX_RETRY_S
-    for i in range(20):
-        placing.release("g", ["a" if i == 0 else f"r{i}"], 1.0)
-        placing.place("g", request(f"r{i + 1}"), 1.0)
-    quick = placing.place("g", request("c"), 2.0)
-    assert isinstance(quick, Refused) and quick.retry_after_s == pytest.approx(0.5)
-    later = placing.place("g", request("d"), 12.0)
-    assert isinstance(later, Refused) and later.retry_after_s == MAX_RETRY_S
-
-
 def test_an_expired_request_is_refused_and_never_placed() -> None:
     placing = policy(engine(ranks=1))
     late = placing.place("g", request("late", deadline=5.0), 5.0)
@@ -127,6 +115,23 @@ def test_an_expired_request_is_refused_and_never_placed() -> None:
     placing.expire(3.0)
     (refused,) = placing.take_outcomes("g")
     assert isinstance(refused, Refused) and refused.reason == "deadline"
+
+
+def test_an_expired_request_lets_those_behind_it_pass_and_frees_its_room() -> None:
+    placing = policy(engine(ranks=1))
+    placing.place("g", request("running"), 0.0)
+    placing.place("g", request("late", deadline=2.0, priority=9), 0.0)
+    for index in range(3):
+        placing.place("g", request(f"w{index}"), 0.0)
+    full = placing.place("g", request("x"), 1.0)
+    assert isinstance(full, Refused) and full.reason == "queue_full"
+    placing.release("g", ["running"], 2.0)
+    placing.expire(2.0)
+    first, refused = placing.take_outcomes("g")
+    assert first == Placement("w0", "e1", 0)
+    assert isinstance(refused, Refused) and refused.request_id == "late"
+    assert placing.place("g", request("x"), 2.0) == Waiting("x")
+    placing.check_integrity(2.0)
 
 
 def test_an_unknown_model_is_refused_but_none_at_all_waits() -> None:

@@ -1,18 +1,34 @@
-"""Placement policy as a state machine against a simple model of who holds what."""
+"""Placement policy as a state machine against a simple model of who holds and caches what."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from moeray.cluster.contracts import LivePlacement, Placement, Refused, Waiting
-from moeray.cluster.placement import (
-    MAX_RETRY_S,
-    MIN_RETRY_S,
-    PlacementLimits,
-    PlacementPolicy,
-)
+from moeray.cluster.drain_rate import MAX_RETRY_S, MIN_RETRY_S
+from moeray.cluster.placement import PlacementLimits, PlacementPolicy
 
-from .contract_samples import engine, load, request
+from .contract_samples import chain, engine, kv_events, load, longest_hit, request
+
+WINDOW_TOKENS = 33
+PROMPTS = [chain(name, 6) for name in "pq"]
+HASHES = [block_hash for prompt in PROMPTS for block_hash in prompt]
+
+
+@dataclass
+class Cache:
+    """A rank's prefix cache as its engine has it, and as the router must know it."""
+
+    full: set[bytes] = field(default_factory=set)
+    window: set[bytes] = field(default_factory=set)
+    sequence_number: int = 0
+    known_full: set[bytes] = field(default_factory=set)
+    known_window: set[bytes] = field(default_factory=set)
+    heard_number: int = 0
 
 
 class PlacementMachine(RuleBasedStateMachine):
@@ -24,10 +40,12 @@ class PlacementMachine(RuleBasedStateMachine):
         self.limits = PlacementLimits(max_waiting=3, max_waiting_tokens=60, no_engine_wait_s=7.0)
         self.placing = PlacementPolicy(self.limits, incarnation="machine")
         self.deadlines: dict[tuple[str, str], float | None] = {}
+        self.prompts: dict[tuple[str, str], tuple[int, Sequence[bytes]]] = {}
         self.placed: dict[tuple[str, str], Placement] = {}
         self.waiting: set[tuple[str, str]] = set()
         self.announced: set[tuple[str, str]] = set()
         self.counter = 0
+        self.caches: dict[tuple[str, int], Cache] = defaultdict(Cache)
 
     def settle(self, key: tuple[str, str], outcome: Placement | Waiting | Refused) -> None:
         assert outcome.request_id == key[1]
@@ -38,11 +56,17 @@ class PlacementMachine(RuleBasedStateMachine):
         if isinstance(outcome, Placement):
             deadline = self.deadlines[key]
             assert deadline is None or deadline > self.now, "an expired request was placed"
+            assert outcome.cached_tokens == 16 * self.naive_hit(key, outcome)
             self.placed[key] = outcome
         else:
             assert outcome.reason in ("queue_full", "model_not_found", "unavailable", "deadline")
             if outcome.reason in ("queue_full", "unavailable"):
                 assert MIN_RETRY_S <= outcome.retry_after_s <= MAX_RETRY_S
+
+    def naive_hit(self, key: tuple[str, str], placed: Placement) -> int:
+        cache = self.caches[placed.engine_id, placed.rank]
+        tokens, hashes = self.prompts[key]
+        return longest_hit(cache.known_full, cache.known_window, hashes, tokens, WINDOW_TOKENS)
 
     def collect(self) -> None:
         for gateway_id in ("g0", "g1"):
@@ -56,9 +80,80 @@ class PlacementMachine(RuleBasedStateMachine):
         if all(info.engine_id != f"e{number}" for info in self.placing.engines):
             held_ranks = [p.rank for p in self.placed.values() if p.engine_id == f"e{number}"]
             ranks = max([ranks, *(rank + 1 for rank in held_ranks)])
-            info = engine(f"e{number}", ranks=ranks, places=2, model=model)
+            info = engine(
+                f"e{number}", ranks=ranks, places=2, model=model, window_tokens=WINDOW_TOKENS
+            )
+            self.router_forgets(f"e{number}")
             self.placing.register_engine(info, self.now)
             self.collect()
+
+    def router_forgets(self, engine_id: str) -> None:
+        """Its engine goes on counting, so that the next events come behind a gap."""
+        for (owner, _), cache in self.caches.items():
+            if owner == engine_id:
+                cache.known_full, cache.known_window, cache.heard_number = set(), set(), 0
+
+    @rule(
+        number=st.integers(0, 2),
+        rank=st.integers(0, 1),
+        stored=st.sets(st.sampled_from(HASHES)),
+        removed=st.sets(st.sampled_from(HASHES)),
+        window_too=st.booleans(),
+        fate=st.sampled_from(["heard", "heard", "heard", "lost", "repeated"]),
+    )
+    def cache_changes(
+        self,
+        number: int,
+        rank: int,
+        stored: set[bytes],
+        removed: set[bytes],
+        window_too: bool,
+        fate: str,
+    ) -> None:
+        if rank not in self.ranks_of(f"e{number}"):
+            return
+        cache = self.caches[f"e{number}", rank]
+        cache.full = (cache.full - removed) | stored
+        cache.window = (cache.window - removed) | (stored if window_too else set())
+        cache.sequence_number += 1
+        if fate == "lost":
+            return
+        events = kv_events(
+            cache.sequence_number,
+            rank=rank,
+            full=stored,
+            gone_full=removed,
+            window=stored if window_too else (),
+            gone_window=removed,
+        )
+        misses_some = cache.sequence_number != cache.heard_number + 1
+        for _ in range(2 if fate == "repeated" else 1):
+            wanted = self.placing.report_kv(f"e{number}", [events], self.now)
+            assert wanted == ([rank] if misses_some else [])
+        if not misses_some:
+            cache.heard_number = cache.sequence_number
+            cache.known_full, cache.known_window = set(cache.full), set(cache.window)
+
+    @rule(number=st.integers(0, 2), rank=st.integers(0, 1))
+    def snapshot(self, number: int, rank: int) -> None:
+        if rank not in self.ranks_of(f"e{number}"):
+            return
+        cache = self.caches[f"e{number}", rank]
+        cache.sequence_number += 1
+        events = kv_events(
+            cache.sequence_number,
+            rank=rank,
+            full=cache.full,
+            window=cache.window,
+            is_snapshot=True,
+        )
+        assert self.placing.report_kv(f"e{number}", [events], self.now) == []
+        cache.heard_number = cache.sequence_number
+        cache.known_full, cache.known_window = set(cache.full), set(cache.window)
+
+    def ranks_of(self, engine_id: str) -> range:
+        infos = {info.engine_id: info for info in self.placing.engines}
+        return range(infos[engine_id].ranks) if engine_id in infos else range(0)
 
     @rule(number=st.integers(0, 2))
     def deregister(self, number: int) -> None:
@@ -66,7 +161,8 @@ class PlacementMachine(RuleBasedStateMachine):
 
     @rule(
         gateway=st.integers(0, 1),
-        tokens=st.integers(1, 70),
+        tokens=st.integers(1, 120),
+        prompt=st.sampled_from(PROMPTS),
         priority=st.integers(-100, 100),
         patience=st.none() | st.floats(0.0, 5.0),
         model=st.sampled_from("mn"),
@@ -77,6 +173,7 @@ class PlacementMachine(RuleBasedStateMachine):
         self,
         gateway: int,
         tokens: int,
+        prompt: tuple[bytes, ...],
         priority: int,
         patience: float | None,
         model: str,
@@ -94,7 +191,9 @@ class PlacementMachine(RuleBasedStateMachine):
             model=model,
             conversation=conversation,
             avoid=tuple(sorted(avoid)),
+            hashes=prompt[: tokens // 16],
         )
+        self.prompts[key] = (tokens, asked.block_hashes)
         outcome = self.placing.place(key[0], asked, self.now)
         self.settle(key, outcome)
         if isinstance(outcome, Placement):
@@ -149,6 +248,7 @@ class PlacementMachine(RuleBasedStateMachine):
         self.waiting.clear()
         self.announced = set(self.placed)
         for info in engines:
+            self.router_forgets(info.engine_id)
             self.placing.register_engine(info, self.now)
 
     @invariant()
@@ -165,6 +265,6 @@ class PlacementMachine(RuleBasedStateMachine):
 
 
 PlacementMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
+    max_examples=100, stateful_step_count=40, deadline=None
 )
 TestPlacementMachine = PlacementMachine.TestCase

@@ -1,6 +1,7 @@
 """The router actor's class without Ray: long polls, outcomes, and time passing."""
 
 import asyncio
+from dataclasses import replace
 
 from moeray.cluster.contracts import (
     EngineLoad,
@@ -11,8 +12,8 @@ from moeray.cluster.contracts import (
 )
 from moeray.cluster.placement import PlacementLimits
 from moeray.cluster.router import RouterActor
+from tests.cluster.contract_samples import chain, kv_events, request
 from tests.cluster.contract_samples import one_rank_engine as engine
-from tests.cluster.contract_samples import request
 
 
 class Clock:
@@ -91,3 +92,29 @@ async def test_announced_placements_count_again() -> None:
     assert await router.place("g", [request("b")]) == [Waiting("b")]
     await router.release("g", ["a"])
     assert (await router.watch("g", 0, 1.0)).outcomes == [Placement("b", "e1", 0)]
+
+
+async def test_a_batch_is_placed_in_order_with_one_result_each() -> None:
+    router = RouterActor(PlacementLimits(max_waiting=1))
+    await router.register_engine(engine(places=2))
+    asked = [request("a"), request("b", deadline=1.0), request("c"), request("d"), request("e")]
+    outcomes = await router.place("g", [*asked, request("a")])
+    assert [outcome.request_id for outcome in outcomes] == ["a", "b", "c", "d", "e", "a"]
+    kinds = [Placement, Refused, Placement, Waiting, Refused, Placement]
+    assert [type(outcome) for outcome in outcomes] == kinds
+    assert outcomes[0] == outcomes[-1]
+
+
+async def test_kv_events_lead_requests_to_where_their_prefix_is() -> None:
+    router, prompt = RouterActor(PlacementLimits()), chain("p", 4)
+    for number in range(3):
+        await router.register_engine(replace(engine(places=9), engine_id=f"e{number}"))
+    events = kv_events(1, full=prompt, window=prompt)
+    assert await router.report_kv("e2", [events]) == []
+    assert await router.report_kv("e2", [kv_events(3)]) == [0]
+    assert await router.report_kv("unknown", [events]) == [0]
+    asked = request("a", tokens=70, hashes=prompt)
+    assert await router.place("g", [asked]) == [Placement("a", "e2", 0, 64)]
+    stats = await router.stats()
+    assert (stats.running, stats.engines, stats.placed_total) == (1, 3, 1)
+    assert (stats.prompt_blocks_total, stats.matched_blocks_total) == (4, 4)

@@ -1,0 +1,136 @@
+"""The engines that are registered, what is held on each of their ranks, and what their ranks cache.
+
+Pure policy: no Ray, no clock of its own. When an engine goes, everything known of it goes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moeray.cluster.contracts import EngineInfo, KvEvents, LivePlacement, PlacementRequest
+from moeray.cluster.kv_ledger import KvLedger
+from moeray.cluster.ranks import Rank, RankOrder
+
+
+@dataclass(slots=True)
+class _Engine:
+    info: EngineInfo
+    last_seen: float
+    ranks: list[Rank]
+
+
+class EngineTable:
+    """``version`` changes with the list of engines."""
+
+    def __init__(self) -> None:
+        self.version = 1
+        self.ledger = KvLedger()
+        self._engines: dict[str, _Engine] = {}
+        self._orders: dict[str, RankOrder] = {}
+        """By model; none for a model that no engine serves."""
+        self._serials = 0
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    @property
+    def infos(self) -> list[EngineInfo]:
+        return [engine.info for engine in self._engines.values()]
+
+    def add(self, info: EngineInfo, held: Iterable[LivePlacement], now: float) -> None:
+        """Offer an engine's places but those that are held; it replaces one of the same id."""
+        self.remove(info.engine_id)
+        ranks = []
+        for number in range(info.ranks):
+            self._serials += 1
+            ranks.append(Rank(info=info, number=number, serial=self._serials))
+        order = self._orders.setdefault(info.model, RankOrder())
+        for rank in ranks:
+            order.add(rank)
+        self._engines[info.engine_id] = _Engine(info, now, ranks)
+        for live in held:
+            self.count(live, +1)
+        self.version += 1
+
+    def remove(self, engine_id: str) -> None:
+        """Drop an engine, its ranks and their blocks; one that is not there is none to drop."""
+        engine = self._engines.pop(engine_id, None)
+        if engine is None:
+            return
+        order = self._orders[engine.info.model]
+        for rank in engine.ranks:
+            order.remove(rank)
+            self.ledger.forget(rank)
+        if not order.ranks:
+            del self._orders[engine.info.model]
+        self.version += 1
+
+    def heard_of(self, engine_id: str, now: float) -> bool:
+        """An engine's sign of life; False where it is unknown."""
+        engine = self._engines.get(engine_id)
+        if engine is not None:
+            engine.last_seen = now
+        return engine is not None
+
+    def silent_since(self, time: float) -> list[str]:
+        """Engines that were not heard of after ``time``."""
+        return [name for name, engine in self._engines.items() if engine.last_seen < time]
+
+    def take_events(self, engine_id: str, batch: Iterable[KvEvents]) -> list[int]:
+        """Bring the ledger up to date; returns the ranks whose snapshot is wanted."""
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            return sorted({events.rank for events in batch})
+        wanted = set()
+        for events in batch:
+            if self.ledger.apply(engine.ranks[events.rank], events):
+                wanted.discard(events.rank)
+            else:
+                wanted.add(events.rank)
+        return sorted(wanted)
+
+    def count(self, live: LivePlacement, sign: int) -> None:
+        """A placement is held (+1) or not any more (-1). Its engine may be gone."""
+        engine = self._engines.get(live.placement.engine_id)
+        if engine is not None and live.placement.rank < engine.info.ranks:
+            rank = engine.ranks[live.placement.rank]
+            rank.requests += sign
+            rank.tokens += sign * _held_tokens(live)
+            rank.weigh()
+            if sign < 0:
+                self._orders[rank.model].work_left(rank)
+
+    def order(self, model: str) -> RankOrder | None:
+        """The ranks that serve a model; None where no engine does."""
+        return self._orders.get(model)
+
+    def has_free_places(self) -> bool:
+        return any(order.least_loaded() is not None for order in self._orders.values())
+
+    def could_take(self, request: PlacementRequest) -> bool:
+        """Whether there is an engine for the request, with free places or not."""
+        order = self._orders.get(request.model)
+        avoid = request.avoid_engine_ids
+        return order is not None and any(rank.engine_id not in avoid for rank in order.ranks)
+
+    def check_integrity(self, held: Iterable[LivePlacement]) -> None:
+        """Assert that places, orders and ledger agree with the placements and each other."""
+        held = list(held)
+        ranks = [rank for engine in self._engines.values() for rank in engine.ranks]
+        for rank in ranks:
+            here = [
+                live
+                for live in held
+                if (live.placement.engine_id, live.placement.rank) == (rank.engine_id, rank.number)
+            ]
+            assert rank.requests == len(here), f"{rank.engine_id}/{rank.number}: places"
+            assert rank.tokens == sum(_held_tokens(live) for live in here), "tokens"
+        for model, order in self._orders.items():
+            assert order.ranks == {rank for rank in ranks if rank.model == model}
+            assert order.ranks, "a model without an engine"
+            order.check_integrity()
+        self.ledger.check_integrity(ranks)
+
+
+def _held_tokens(live: LivePlacement) -> int:
+    """Tokens that the placement has its rank compute, at most."""
+    return live.tokens - live.placement.cached_tokens
