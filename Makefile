@@ -27,7 +27,7 @@ setup: $(VENV)/installed
 $(VENV)/dependencies: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=24' 'setuptools>=77'
-	$(BIN)/pip install --quiet --editable '.[engine,test,dev]' --config-settings editable_mode=strict
+	$(BIN)/pip install --quiet --editable '.[bench,engine,test,dev]' --config-settings editable_mode=strict
 	$(LIST_SOURCES) > $(SOURCES_LIST)
 	touch $@ $(VENV)/installed
 
