@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moeray.cluster.autoscaling import AutoscalingRules
 from moeray.cluster.config import Settings
 
 Device = Literal["cpu", "cuda"]
@@ -16,11 +17,14 @@ _DEFAULT_OUTPUT_TOKENS_EMBEDDED = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """A checkpoint that was validated. ``path`` is its folder."""
+    """A checkpoint that was validated. ``path`` is its folder; lengths are in tokens."""
 
     name: str
     path: Path
     embedded: bool
+    context_length: int
+    vocabulary_size: int
+    sliding_window: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,32 @@ class EngineSpec:
             loopback=loopback,
             default_max_output_tokens=settings.default_max_output_tokens or default_output,
             settings=settings,
+        )
+
+    @property
+    def placement_bundles(self) -> list[dict[str, float]]:
+        """Resources of one engine: the leader's bundle, then one for each rank.
+
+        CPU ranks ask for fractions: whole CPUs would never fit on a small machine, and torch's
+        threads are set in the rank anyway.
+        """
+        rank = {"CPU": 0.1, "GPU": 1.0} if self.device == "cuda" else {"CPU": 0.1}
+        return [{"CPU": 0.1}, *(rank.copy() for _ in range(self.ranks))]
+
+    @property
+    def autoscaling(self) -> AutoscalingRules | None:
+        """How engines scale. None: their number is fixed."""
+        settings = self.settings
+        if settings.max_engines is None:
+            return None
+        return AutoscalingRules(
+            min_engines=1 if settings.min_engines is None else settings.min_engines,
+            max_engines=settings.max_engines,
+            target_kv_usage=settings.target_kv_usage,
+            target_waiting_tokens=settings.target_waiting_tokens,
+            scale_up_delay_s=settings.scale_up_delay_s,
+            scale_down_delay_s=settings.scale_down_delay_s,
+            scale_to_zero_delay_s=settings.scale_to_zero_delay_s,
         )
 
 
