@@ -2,6 +2,10 @@
 
 Gateways of one cluster share their port (SO_REUSEPORT); ``port_lock.py`` keeps other clusters off
 it. Health says SERVING only while an engine is registered and the gateway is not draining.
+
+A draining gateway stops listening at once, so that new connections find another one, and tells open
+ones to go (GOAWAY). A call that is under way just then may still reach it: it is refused with
+UNAVAILABLE, or cancelled by grpc where it came too late even for that.
 """
 
 import asyncio
@@ -13,14 +17,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from moeray.cluster.inference_service import InferenceService
-from moeray.cluster.interceptors import RpcBoundary
+from moeray.cluster.interceptors import OnEnd, RpcBoundary
 from moeray.cluster.port_lock import host_port
 from moeray.v1 import inference_pb2, inference_pb2_grpc
 
 SERVICE: Final = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
-NOTICE_S: Final = 1.0
-"""How long a draining gateway still listens, so that balancers see why it refuses."""
-_NOTICE_POLL_S: Final = 0.02
+_IDLE_POLL_S: Final = 0.02
+_LAST_WORDS_S: Final = 0.5
+"""How long a drained gateway may take to send what is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class ServerOptions:
     """How long answers may go on on a connection that is too old."""
     keepalive_s: float = 30.0
     """A silent client is asked this often whether it is still there."""
-    min_ping_interval_s: float = 5.0
+    min_ping_interval_s: float = 2.0
     """Clients may ask no more often."""
 
     def channel_arguments(self) -> tuple[tuple[str, int], ...]:
@@ -66,10 +70,14 @@ class PortNotBound(RuntimeError):
 class GatewayServer:
     """Serves InferenceService, health and reflection. Make it inside its event loop."""
 
-    def __init__(self, options: ServerOptions, service: InferenceService) -> None:
+    def __init__(
+        self, options: ServerOptions, service: InferenceService, on_call_end: OnEnd | None = None
+    ) -> None:
         self.port = options.port
+        self.unhealthy = "starting"
+        """Why health says NOT_SERVING; empty where it does not."""
         self._options = options
-        self._boundary = RpcBoundary(SERVICE)
+        self._boundary = RpcBoundary(SERVICE, on_call_end)
         self._server = grpc.aio.server(
             interceptors=(self._boundary,),
             options=options.channel_arguments(),
@@ -97,24 +105,25 @@ class GatewayServer:
 
     async def set_serving(self, serving: bool) -> None:
         """What health says of the gateway; NOT_SERVING for good once it drains."""
+        if self._boundary.draining:
+            return
+        self.unhealthy = "" if serving else "no engine is registered"
         status = health_pb2.HealthCheckResponse
-        value = status.SERVING if serving and not self._boundary.draining else status.NOT_SERVING
         for name in ("", SERVICE.full_name):
-            await self._health.set(name, value)
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def drain(self, grace_s: float) -> None:
-        """Refuse new calls, let running ones finish for ``grace_s`` seconds, then end.
-
-        A client on an open connection is refused with UNAVAILABLE and RetryInfo for a moment, then
-        told to connect elsewhere.
-        """
+        """Stop listening, refuse new calls, let running ones finish for ``grace_s`` seconds."""
         self._boundary.draining = True
-        await self.set_serving(False)
-        notice_s = min(NOTICE_S, grace_s)
-        try:
-            async with asyncio.timeout(notice_s):
-                while self._boundary.running:
-                    await asyncio.sleep(_NOTICE_POLL_S)
-        except TimeoutError:
-            pass
-        await self._server.stop(grace_s - notice_s)
+        self.unhealthy = "draining"
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        while self._boundary.running and not stopping.done():
+            await asyncio.sleep(_IDLE_POLL_S)
+        if not stopping.done():
+            # One stop at a time: grpc crashes where the timeout of one finds the server destroyed
+            # by the other.
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+            # Streams of health and reflection end when their client likes: they are not waited for.
+            await self._server.stop(_LAST_WORDS_S)

@@ -3,8 +3,13 @@
 The interceptor takes requests as bytes and parses them itself, because grpc's own way answers a
 malformed message with INTERNAL. It names each call, turns errors into google.rpc statuses by the
 one table in ``rpc_status.py``, refuses calls while the gateway drains, and logs one line for each:
-method, code, duration and request id, never what was said. Handlers get a ``Call`` in place of
-grpc's context, and streams are closed at once when their client is gone.
+method, code, duration, request id and counts, never what was said. Handlers get a ``Call`` in place
+of grpc's context, and streams are closed at once when their client is gone.
+
+A call's id is the client's ``x-request-id`` where that is sane, and new otherwise. It goes back as
+initial metadata with the first message and as trailing metadata always, and stands in every log
+line that the call causes in this process. Errors come without initial metadata: grpc's clients
+retry only calls that have not seen any.
 """
 
 import asyncio
@@ -14,7 +19,7 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
 import grpc
@@ -22,7 +27,7 @@ import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import code_pb2
+from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status as grpc_rpc_status
 
 from moeray.cluster import wire_errors
@@ -38,6 +43,8 @@ _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[bytes, Message]
 _Unary = Callable[[Message, "Call"], Awaitable[Message]]
 _Streaming = Callable[[Message, "Call"], AsyncIterator[Message]]
+OnEnd = Callable[[str, str], None]
+"""Hears of each call's end: its method and its status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,14 @@ class Call:
     request_id: str
     deadline: float | None
     """Unix time; None where the client set none."""
+    arrived_s: float = field(default_factory=time.perf_counter)
+    """By time.perf_counter()."""
+    facts: dict[str, str | int] = field(default_factory=dict)
+    """What the call's log line says beside the usual; never what was asked or answered."""
+
+    def add(self, fact: str, count: int) -> None:
+        """Count up one of the facts."""
+        self.facts[fact] = int(self.facts.get(fact, 0)) + count
 
     def remaining_s(self, limit_s: float) -> float:
         """Seconds to the deadline, but at most ``limit_s`` and not below 0."""
@@ -58,11 +73,12 @@ class Call:
 class RpcBoundary(grpc.aio.ServerInterceptor):
     """Wraps every method of ``service``; other services (health, reflection) pass through."""
 
-    def __init__(self, service: ServiceDescriptor) -> None:
+    def __init__(self, service: ServiceDescriptor, on_end: OnEnd | None = None) -> None:
         self._request_classes = {
             f"/{service.full_name}/{method.name}": GetMessageClass(method.input_type)
             for method in service.methods
         }
+        self._on_end = on_end
         self._log = structlog.get_logger("moeray.rpc")
         self.draining = False
         self.running = 0
@@ -84,7 +100,11 @@ class RpcBoundary(grpc.aio.ServerInterceptor):
                 async def answer(request: Message, call: Call) -> None:
                     streaming = cast(_Streaming, handler.unary_stream)
                     async with aclosing(cast(Any, streaming(request, call))) as responses:
+                        is_first = True
                         async for response in responses:
+                            if is_first:
+                                await context.send_initial_metadata(_metadata(call))
+                                is_first = False
                             await context.write(response)
 
                 await self._serve(method, request_class, data, context, answer)
@@ -94,7 +114,11 @@ class RpcBoundary(grpc.aio.ServerInterceptor):
             )
 
         async def unary(data: bytes, context: _Context) -> Message | None:
-            answer = cast(_Unary, handler.unary_unary)
+            async def answer(request: Message, call: Call) -> Message:
+                response = await cast(_Unary, handler.unary_unary)(request, call)
+                await context.send_initial_metadata(_metadata(call))
+                return response
+
             return await self._serve(method, request_class, data, context, answer)
 
         return grpc.unary_unary_rpc_method_handler(
@@ -110,39 +134,45 @@ class RpcBoundary(grpc.aio.ServerInterceptor):
         answer: Callable[[Message, Call], Awaitable[_T]],
     ) -> _T | None:
         call = _call(context)
-        started = time.perf_counter()
+        context.set_trailing_metadata(_metadata(call))
         code = "OK"
         self.running += 1
-        try:
-            if self.draining:
-                raise Unavailable("the gateway is draining", _DRAIN_RETRY_S)
-            return await answer(wire_errors.parse(request_class, data), call)
-        except asyncio.CancelledError:
-            code = _cancelled_code(call)
-            raise
-        except grpc.aio.InternalError:
-            # The client went away under a write.
-            code = _cancelled_code(call)
-            return None
-        except Exception as error:
-            status = rpc_status(error, call.request_id)
-            code = code_pb2.Code.Name(cast(code_pb2.Code.ValueType, status.code))
-            if not isinstance(error, MoerayError):
-                self._log_unexpected(error, call)
-            await context.abort_with_status(grpc_rpc_status.to_status(status))
-        finally:
-            self.running -= 1
-            duration_ms = round((time.perf_counter() - started) * 1e3, 1)
-            self._log.info(
-                "rpc", method=method, code=code, duration_ms=duration_ms, request_id=call.request_id
-            )
+        with structlog.contextvars.bound_contextvars(request_id=call.request_id):
+            try:
+                if self.draining:
+                    raise Unavailable("the gateway is draining", _DRAIN_RETRY_S)
+                return await answer(wire_errors.parse(request_class, data), call)
+            except asyncio.CancelledError:
+                code = _cancelled_code(call)
+                raise
+            except grpc.aio.InternalError:
+                # The client went away under a write.
+                code = _cancelled_code(call)
+                return None
+            except Exception as error:
+                status = self._status(error, call)
+                code = code_pb2.Code.Name(cast(code_pb2.Code.ValueType, status.code))
+                await _abort(context, status, call)
+            finally:
+                self.running -= 1
+                self._ended(method, code, call)
+        return None
 
-    def _log_unexpected(self, error: Exception, call: Call) -> None:
+    def _status(self, error: Exception, call: Call) -> status_pb2.Status:
+        if not isinstance(error, MoerayError):
+            self._log_unexpected(error)
+        return rpc_status(error, call.request_id)
+
+    def _ended(self, method: str, code: str, call: Call) -> None:
+        duration_ms = round((time.perf_counter() - call.arrived_s) * 1e3, 1)
+        self._log.info("rpc", method=method, code=code, duration_ms=duration_ms, **call.facts)
+        if self._on_end is not None:
+            self._on_end(method, code)
+
+    def _log_unexpected(self, error: Exception) -> None:
         # Without the exception's text: it may quote the request.
         stack = "".join(traceback.format_tb(error.__traceback__))
-        self._log.error(
-            "unexpected_error", error=type(error).__name__, stack=stack, request_id=call.request_id
-        )
+        self._log.error("unexpected_error", error=type(error).__name__, stack=stack)
 
 
 def _call(context: _Context) -> Call:
@@ -154,6 +184,16 @@ def _call(context: _Context) -> Call:
         request_id=str(given) if sane else uuid.uuid4().hex,
         deadline=None if remaining_s is None else time.time() + remaining_s,
     )
+
+
+async def _abort(context: _Context, status: status_pb2.Status, call: Call) -> None:
+    packed = grpc_rpc_status.to_status(status)
+    metadata = (*packed.trailing_metadata, *_metadata(call))
+    await context.abort(packed.code, packed.details, metadata)
+
+
+def _metadata(call: Call) -> tuple[tuple[str, str], ...]:
+    return ((REQUEST_ID_METADATA, call.request_id),)
 
 
 def _cancelled_code(call: Call) -> str:

@@ -27,6 +27,10 @@ def serve(
     gateways: Annotated[int | None, typer.Option(help="Gateway replicas.")] = None,
     host: Annotated[str | None, typer.Option(help="Address of the gRPC port.")] = None,
     port: Annotated[int | None, typer.Option(help="The gRPC port; 0 is a free one.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="First of the 64 ports for metrics; 0 is none.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
 ) -> None:
@@ -39,6 +43,7 @@ def serve(
     flags = {
         "model": model, "model_name": model_name, "ranks": ranks, "engines": engines,
         "gateways": gateways, "host": host, "port": port, "device": device, "dtype": dtype,
+        "metrics_port": metrics_port, "log_level": log_level,
     }  # fmt: skip
     run_foreground(config, {name: value for name, value in flags.items() if value is not None})
 
@@ -85,10 +90,13 @@ def run_foreground(config: Path | None, flags: dict[str, Any]) -> None:
 
 def _endpoints(cluster: "Cluster") -> str:
     target = cluster.target
+    metrics = cluster.metrics
+    shown = f"  metrics  http://{metrics}/metrics, of all processes: /sd\n" if metrics else ""
     flag = "" if target == "127.0.0.1:50051" else f" --target {target}"
     return (
         f"serving {cluster.spec.model.name}\n"
         f"  gRPC     {target}   moeray.v1.InferenceService, grpc.health.v1.Health\n"
+        f"{shown}"
         f'  try      moeray generate "Why is the sky blue?" --effort low{flag}\n'
         f"           moeray chat{flag}\n"
         f"  Ctrl-C   drains and stops"

@@ -1,6 +1,8 @@
 """The gateway's server: health, reflection, models, an engine that comes late, and the drain."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -12,6 +14,7 @@ from moeray.cluster.gateway_server import PortNotBound, ServerOptions
 from moeray.cluster.placement import PlacementLimits
 from moeray.cluster.router import RouterActor
 from moeray.v1 import inference_pb2 as pb
+from moeray.v1 import inference_pb2_grpc
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
 from .running_gateway import ANSWER, RunningGateway, ask, failure, running_gateway, tokenizer
@@ -110,7 +113,7 @@ async def test_a_request_waits_for_the_first_engine() -> None:
         call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
         await asyncio.sleep(0.1)
         await gateway.router.register_engine(engine.info())
-        assert (await call).final == "It is four, naïvely: 🙂."
+        assert (await call).answers[0].final == "It is four, naïvely: 🙂."
 
 
 async def test_a_request_whose_engine_died_waits_for_its_replacement() -> None:
@@ -120,11 +123,12 @@ async def test_a_request_whose_engine_died_waits_for_its_replacement() -> None:
         call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
         await asyncio.sleep(0.1)
         await gateway.router.register_engine(replacement.info())
-        assert (await call).final == "It is four, naïvely: 🙂."
+        assert (await call).answers[0].final == "It is four, naïvely: 🙂."
 
 
-async def test_a_drain_lets_running_answers_finish_and_refuses_new_ones() -> None:
-    engine = FakeEngine("e1", scripts=[Script(ANSWER, step_s=0.03)])
+@asynccontextmanager
+async def drainable(engine: FakeEngine) -> AsyncIterator[RunningGateway]:
+    """A gateway that the test drains itself."""
     async with running_engine(engine):
         router = RouterActor(PlacementLimits(engine_timeout_s=3600.0))
         settings = GatewaySettings(
@@ -136,17 +140,76 @@ async def test_a_drain_lets_running_answers_finish_and_refuses_new_ones() -> Non
             gateway = RunningGateway(process, router, channel, target)
             await gateway.register(engine.info())
             process.check()
-            running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
-            await until_submitted(engine)
-            draining = asyncio.create_task(process.drain())
-            await asyncio.sleep(0.05)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await gateway.stub.ListModels(pb.ListModelsRequest())
-            assert await health(gateway, "") == NOT_SERVING
-            assert (await running).final == "It is four, naïvely: 🙂."
-            await asyncio.wait_for(draining, 5)
-        found = failure(caught.value)
-        assert found.code == grpc.StatusCode.UNAVAILABLE and found.retry_delay_s
+            yield gateway
+
+
+async def test_a_drain_lets_running_answers_finish_and_listens_no_more() -> None:
+    gate = asyncio.Event()
+    engine = FakeEngine("e1", scripts=[Script(ANSWER, gate=gate)])
+    async with drainable(engine) as gateway:
+        running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
+        await until_submitted(engine)
+        draining = asyncio.create_task(gateway.process.drain())
+        async with asyncio.timeout(5):
+            while await can_connect(gateway.target):
+                await asyncio.sleep(0.01)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gateway.stub.ListModels(pb.ListModelsRequest())
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert not draining.done()
+        gate.set()
+        assert (await running).answers[0].final == "It is four, naïvely: 🙂."
+        await asyncio.wait_for(draining, 5)
+
+
+async def test_health_says_that_a_gateway_drains_but_does_not_hold_it_up() -> None:
+    async with drainable(FakeEngine("e1")) as gateway:
+        health_stub = health_pb2_grpc.HealthStub(gateway.channel)
+        watch = health_stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await watch.read()).status == SERVING
+        draining = asyncio.create_task(gateway.process.drain())
+        assert (await watch.read()).status == NOT_SERVING
+        # Its grace is 10 s, and the watch has no end of its own.
+        await asyncio.wait_for(draining, 5)
+
+
+async def test_another_gateway_on_the_port_takes_over_at_once() -> None:
+    gate = asyncio.Event()
+    engine = FakeEngine("e1", scripts=[Script(ANSWER, gate=gate)])
+    async with drainable(engine) as gateway:
+        options = ServerOptions(host="127.0.0.1", port=int(gateway.target.rpartition(":")[2]))
+        settings = GatewaySettings(server=options, cluster_token=TOKEN, drain_grace_s=0.0)
+        second = GatewayProcess(settings, gateway.router, tokenizer(), gateway_id="second")
+        await second.start()
+        running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
+        await until_submitted(engine)
+        draining = asyncio.create_task(gateway.process.drain())
+        await asyncio.sleep(0.1)  # the drain runs in this loop
+        found = {await gateway_id(gateway.target) for _ in range(20)}
+        # Also from the client that was connected to the first one.
+        found.add((await gateway.stub.GetServerInfo(pb.GetServerInfoRequest())).gateway_id)
+        assert found == {"second"}
+        gate.set()
+        assert (await running).answers[0].final
+        await draining
+        await second.drain()
+
+
+async def can_connect(target: str) -> bool:
+    host, _, port = target.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except ConnectionError:
+        return False
+    writer.close()
+    return True
+
+
+async def gateway_id(target: str) -> str:
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.insecure_channel(target, options=options) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        return str((await stub.GetServerInfo(pb.GetServerInfoRequest())).gateway_id)
 
 
 async def until_submitted(engine: FakeEngine) -> None:

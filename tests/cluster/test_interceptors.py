@@ -1,15 +1,17 @@
 """The boundary around a service that misbehaves: ids, errors, log lines, and what stays unsaid."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc
 import pytest
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from moeray.cluster.errors import QueueFull
-from moeray.cluster.interceptors import Call, RpcBoundary
+from moeray.cluster.interceptors import Call, OnEnd, RpcBoundary
 from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 
@@ -29,6 +31,8 @@ class Misbehaving:
         self, request: pb.GenerateRequest, call: Call
     ) -> AsyncIterator[pb.GenerateResponse]:
         self.calls.append(call)
+        call.add("tokens", 1)
+        call.add("tokens", 1)
         try:
             while True:
                 yield pb.GenerateResponse(delta=pb.Delta(text=request.model))
@@ -41,6 +45,8 @@ class Misbehaving:
 
     async def Complete(self, request: pb.CompleteRequest, call: Call) -> pb.CompleteResponse:
         self.calls.append(call)
+        call.add("tokens", 1)
+        call.add("tokens", 1)
         if request.generation.conversation_id == "raise":
             raise ValueError(request.generation.model)
         return pb.CompleteResponse(request_id=call.request_id)
@@ -50,10 +56,10 @@ class Misbehaving:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[
-    tuple[Misbehaving, RpcBoundary, "inference_pb2_grpc.InferenceServiceAsyncStub"]
-]:
-    boundary = RpcBoundary(pb.DESCRIPTOR.services_by_name["InferenceService"])
+async def serving(
+    on_end: OnEnd | None = None,
+) -> AsyncIterator[tuple[Misbehaving, RpcBoundary, "inference_pb2_grpc.InferenceServiceAsyncStub"]]:
+    boundary = RpcBoundary(pb.DESCRIPTOR.services_by_name["InferenceService"], on_end)
     server = grpc.aio.server(interceptors=(boundary,))
     service = Misbehaving()
     servicer = cast(inference_pb2_grpc.InferenceServiceServicer, service)
@@ -61,7 +67,9 @@ async def serving() -> AsyncIterator[
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield service, boundary, inference_pb2_grpc.InferenceServiceStub(channel)
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        stub.target = f"127.0.0.1:{port}"
+        yield service, boundary, stub
     await server.stop(None)
 
 
@@ -80,6 +88,46 @@ async def test_a_sane_request_id_is_kept_and_another_minted(given: str | None, k
                for _ in range(2)}  # fmt: skip
     assert (ids == {given}) is kept
     assert all(ids) and len(ids) == (1 if kept else 2)
+
+
+async def test_the_request_id_goes_back_as_metadata() -> None:
+    metadata = (("x-request-id", "mine"),)
+    async with serving() as (_, _boundary, stub):
+        unary = stub.Complete(pb.CompleteRequest(), metadata=metadata)
+        streaming = stub.Generate(generation("endless"), metadata=metadata)
+        await anext(aiter(streaming))
+        for call in (unary, streaming):
+            assert dict(await call.initial_metadata())["x-request-id"] == "mine"
+        assert dict(await unary.trailing_metadata())["x-request-id"] == "mine"
+        streaming.cancel()
+
+
+async def test_a_refusal_names_the_request_too_but_can_be_retried() -> None:
+    async with serving() as (_, boundary, stub):
+        boundary.draining = True
+        call = stub.Complete(pb.CompleteRequest(), metadata=(("x-request-id", "mine"),))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert dict(await call.initial_metadata()) == {}
+    assert dict(caught.value.trailing_metadata())["x-request-id"] == "mine"
+    assert failure(caught.value).reason == "UNAVAILABLE"
+
+
+async def test_a_client_with_a_retry_policy_tries_a_refused_call_again() -> None:
+    policy = {
+        "maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s",
+        "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"],
+    }  # fmt: skip
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    ends: list[tuple[str, str]] = []
+    async with serving(lambda *end: ends.append(end)) as (_, boundary, stub):
+        boundary.draining = True
+        target, options = stub.target, (("grpc.service_config", config),)
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            retrying = inference_pb2_grpc.InferenceServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await retrying.Complete(pb.CompleteRequest())
+    assert len(ends) == 3
 
 
 async def test_the_deadline_is_passed_on() -> None:
@@ -112,8 +160,9 @@ async def test_what_is_unexpected_is_internal_and_says_nothing(streaming: bool) 
 
 
 async def test_each_call_is_one_log_line() -> None:
-    with capture_logs() as logs:
-        async with serving() as (service, _, stub):
+    ends: list[tuple[str, str]] = []
+    with capture_logs([merge_contextvars]) as logs:
+        async with serving(lambda *end: ends.append(end)) as (service, _, stub):
             await stub.Complete(pb.CompleteRequest())
             with pytest.raises(grpc.aio.AioRpcError):
                 async for _ in stub.Generate(generation("refuse")):
@@ -136,6 +185,8 @@ async def test_each_call_is_one_log_line() -> None:
     assert [line["request_id"] for line in lines] == [call.request_id for call in service.calls]
     assert lines[1]["method"] == "/moeray.v1.InferenceService/Generate"
     assert all(line["duration_ms"] >= 0 for line in lines)
+    assert [line["tokens"] for line in lines] == [2, 2, 2, 2]
+    assert ends == [(line["method"], line["code"]) for line in lines]
 
 
 async def test_a_cancelled_stream_is_closed_at_once() -> None:
