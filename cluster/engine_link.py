@@ -2,21 +2,21 @@
 
 Both ends prove that they know the cluster's token before anything else is said. A token is known by
 (request, epoch, index): rows of an older epoch are dropped, and a gap ends the request. A request
-never hangs and never ends in silence: when the stream dies, the engine lets it go, or rows do not
-follow each other, it fails with Unavailable. A broken link is opened again while its engine is
-registered.
+never hangs and never ends in silence: when the stream dies or falls silent, the engine lets it go,
+or rows do not follow each other, it fails with Unavailable. A broken link is opened again while its
+engine is registered.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Self
 
 import grpc
 import structlog
 
 from moeray.cluster.contracts import EngineInfo
-from moeray.cluster.errors import Unavailable
+from moeray.cluster.errors import DeadlineExpired, MoerayError, Unavailable
 from moeray.engine.v1 import engine_pb2, engine_pb2_grpc
 from moeray.vocabulary.cluster_token import (
     NONCE_METADATA,
@@ -31,6 +31,10 @@ CONNECT_TIMEOUT_S: Final = 1.0
 """How long a submit waits for its link."""
 RECONNECT_S: Final = 0.1
 MAX_RECONNECT_S: Final = 2.0
+SILENCE_TICK_S: Final = 0.25
+MAX_SILENT_TICKS: Final = 14
+"""An engine that says nothing for so long (3.5 s; its heartbeats come once a second) stands still.
+Ticks of this loop are counted, not the clock: while this process stands still, none passes."""
 ACK_BATCHES: Final = 64
 ACK_S: Final = 0.1
 _CHANNEL_OPTIONS: Final = (
@@ -56,27 +60,30 @@ class LinkBroken(Exception):
 class RequestStream:
     """One try of one request: an async iterator of the rows that piled up, in order.
 
-    Ends after the row with a finish reason. Raises Unavailable when the request is lost, at once,
-    also where rows were still to be read. Close it when done: a request that still runs is
-    cancelled at the engine.
+    Ends after the row with a finish reason, or when it is closed. Raises Unavailable when the
+    request is lost, and DeadlineExpired when its time ran out, at once, also where rows were still
+    to be read. Close it when done: a request that still runs is cancelled at the engine.
     """
 
     def __init__(self, link: "EngineLink", key: int, epoch: int) -> None:
         self._link = link
         self.key = key
         self.epoch = epoch
-        self._accepted: int | None = None
+        self._cached_tokens: int | None = None
         self._rows: list[engine_pb2.StepRow] = []
         self._next_index = 0
         self._finished = False
-        self._failure: Unavailable | None = None
+        self._failure: MoerayError | None = None
         self._news = asyncio.Event()
 
-    async def accepted(self) -> int:
-        """Wait until the engine took the request; returns the prompt tokens in its cache."""
-        while self._accepted is None:
+    async def admission(self) -> int:
+        """Wait for the first row, which may hold no token yet; it is left to be read.
+
+        Returns the prompt tokens that were found in the prefix cache.
+        """
+        while self._cached_tokens is None:
             await self._wait_for_news()
-        return self._accepted
+        return self._cached_tokens
 
     def __aiter__(self) -> Self:
         return self
@@ -92,15 +99,15 @@ class RequestStream:
         return rows
 
     def close(self) -> None:
+        """End it here: no more rows come. Closing it again changes nothing."""
         self._link.forget(self, cancel=not self._finished and self._failure is None)
+        self._finished = True
 
     def take_result(self, result: engine_pb2.SubmitResult) -> None:
         if result.epoch != self.epoch:
             return
         if result.refusal:
             self.fail(f"the engine refused the request: {result.refusal}")
-        self._accepted = result.cached_tokens
-        self._news.set()
 
     def take_row(self, row: engine_pb2.StepRow) -> None:
         if row.epoch < self.epoch or self._finished or self._failure is not None:
@@ -113,14 +120,21 @@ class RequestStream:
             self._link.forget(self, cancel=True)
         elif row.finish_reason == engine_pb2.FINISH_REASON_FAILED:
             self.fail(row.failure or "the engine lost the request")
+        elif row.finish_reason == engine_pb2.FINISH_REASON_EXPIRED:
+            self._end(DeadlineExpired("the request's time ran out"))
         else:
+            if self._cached_tokens is None:
+                self._cached_tokens = row.cached_tokens
             self._next_index += len(row.token_ids)
             self._rows.append(row)
             self._finished = row.finish_reason != engine_pb2.FINISH_REASON_UNSPECIFIED
             self._news.set()
 
     def fail(self, message: str) -> None:
-        self._failure = self._failure or Unavailable(message)
+        self._end(Unavailable(message))
+
+    def _end(self, failure: MoerayError) -> None:
+        self._failure = self._failure or failure
         self._news.set()
 
     async def _wait_for_news(self) -> None:
@@ -134,8 +148,11 @@ class RequestStream:
 class EngineLink:
     """One stream to one engine, kept open."""
 
-    def __init__(self, engine: EngineInfo, token: bytes) -> None:
+    def __init__(
+        self, engine: EngineInfo, token: bytes, on_break: Callable[[], None] | None = None
+    ) -> None:
         self.engine = engine
+        self._on_break = on_break
         self._token = token
         self._log = structlog.get_logger("moeray.engine_link").bind(engine_id=engine.engine_id)
         self._open: dict[int, RequestStream] = {}
@@ -143,6 +160,7 @@ class EngineLink:
         self._connected = asyncio.Event()
         self._received = 0
         self._acknowledged = 0
+        self._silent_ticks = 0
         self._ack_timer: asyncio.TimerHandle | None = None
         self._leaving = False
         self._task = asyncio.create_task(self._run())
@@ -203,6 +221,8 @@ class EngineLink:
                     code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else ""
                     reason = code or str(error) or "no answer"
                     self._log.warning("engine_link_broken", reason=reason)
+                    if self._on_break is not None and self._connected.is_set():
+                        self._on_break()
                 finally:
                     delay_s = RECONNECT_S if self._connected.is_set() else 2 * delay_s
                     self._disconnect(f"the link to the engine broke: {reason}")
@@ -221,13 +241,28 @@ class EngineLink:
             self._connected.set()
             self._log.info("engine_link_open", address=self.engine.address)
             writing = asyncio.create_task(self._write(call))
+            ends = {
+                asyncio.create_task(self._read(call)),
+                asyncio.create_task(self._listen_for_silence()),
+            }
             try:
-                await self._read(call)
+                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             finally:
-                writing.cancel()
-                await asyncio.gather(writing, return_exceptions=True)
+                for task in (tasks := [writing, *ends]):
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             call.cancel()
+
+    async def _listen_for_silence(self) -> None:
+        """Raises LinkBroken when nothing arrives any more."""
+        self._silent_ticks = 0
+        while self._silent_ticks < MAX_SILENT_TICKS:
+            await asyncio.sleep(SILENCE_TICK_S)
+            self._silent_ticks += 1
+        raise LinkBroken(f"it said nothing for {SILENCE_TICK_S * MAX_SILENT_TICKS:g} s")
 
     async def _check_proof(self, call: _Call, nonce: str) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -244,6 +279,7 @@ class EngineLink:
 
     async def _read(self, call: _Call) -> None:
         async for response in call:
+            self._silent_ticks = 0
             match response.WhichOneof("message"):
                 case "step_batch":
                     self._take_batch(response.step_batch)
@@ -290,6 +326,8 @@ class EngineLinks:
     """The links of one gateway, one for each registered engine."""
 
     def __init__(self, token: bytes) -> None:
+        self.breaks = 0
+        """How often a link broke."""
         self._token = token
         self._links: dict[str, EngineLink] = {}
         self._leaving: set[EngineLink] = set()
@@ -304,7 +342,7 @@ class EngineLinks:
             link.leave()
             self._leaving.add(link)
         for engine_id in listed.keys() - self._links.keys():
-            self._links[engine_id] = EngineLink(listed[engine_id], self._token)
+            self._links[engine_id] = EngineLink(listed[engine_id], self._token, self._count_break)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -319,6 +357,9 @@ class EngineLinks:
         if link is None:
             raise Unavailable(f"engine {engine_id} is not registered")
         return await link.submit(submit)
+
+    def _count_break(self) -> None:
+        self.breaks += 1
 
     async def close(self) -> None:
         links = {*self._links.values(), *self._leaving}

@@ -42,6 +42,8 @@ class Cluster:
     """A cluster that serves. ``target`` is where clients on this machine connect."""
 
     target: str
+    metrics: str
+    """HOST:PORT of the router's metrics, which list everybody's; empty where none are served."""
     spec: EngineSpec
 
 
@@ -58,14 +60,14 @@ def running_cluster(settings: Settings, progress: Progress) -> Iterator[Cluster]
         model = None if joined else _checked_model(settings, prepare_model)
         progress(f"joining Ray at {joined}" if joined else "starting Ray")
         stack.enter_context(_joined_ray(joined) if joined else _local_ray())
-        model = model or _checked_model(settings, _prepare_in_cluster)
+        model = model or _checked_model(settings, prepare_in_cluster)
         spec = _resolve(settings, model, loopback=joined is None)
         progress(f"loading {model.name}: {spec.ranks} ranks on {spec.device}, {spec.dtype}")
         target = host_port(_reachable(settings.host), port)
         stack.enter_context(_deployed(spec, port))
         _wait_until_serving(target, settings.start_timeout_s)
         try:
-            yield Cluster(target=target, spec=spec)
+            yield Cluster(target=target, metrics=_metrics_address(), spec=spec)
         finally:
             progress(f"draining: running answers have {settings.drain_timeout_s:g} s")
 
@@ -85,7 +87,7 @@ def _checked_model(settings: Settings, prepare: Callable[[Settings], ModelFacts]
         raise StartError(str(error)) from None
 
 
-def _prepare_in_cluster(settings: Settings) -> ModelFacts:
+def prepare_in_cluster(settings: Settings) -> ModelFacts:
     """The same on a node of the joined cluster, whose disk may differ from this machine's."""
     task = ray.remote(prepare_model).options(num_cpus=0.1, max_retries=0)
     try:
@@ -108,6 +110,11 @@ def _resolve(settings: Settings, model: ModelFacts, *, loopback: bool) -> Engine
 @contextmanager
 def _local_ray() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's default makes its workers give way to every other process of the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # A replica that stands still cannot stop gracefully: Serve would wait for it, and what it holds
+    # (GPUs, its ranks) would be held as long.
+    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     _init_ray(
         address="local",
         num_cpus=max(2, os.cpu_count() or 2),
@@ -122,7 +129,7 @@ def _local_ray() -> Iterator[None]:
 
 @contextmanager
 def _joined_ray(address: str) -> Iterator[None]:
-    _check_address(address)
+    check_address(address)
     try:
         _init_ray(address=address)
     except ConnectionError as error:
@@ -137,7 +144,7 @@ def _joined_ray(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_address(address: str) -> None:
+def check_address(address: str) -> None:
     """Ray itself tries for minutes before it says that nobody listens."""
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdecimal():
@@ -171,7 +178,7 @@ def _init_ray(**options: Any) -> None:
 def _deployed(spec: EngineSpec, port: int) -> Iterator[None]:
     # The router's name is the cluster's lock: only one can hold it.
     try:
-        start_router(spec.settings)
+        start_router(spec.settings, loopback=spec.loopback)
     except ValueError:
         raise StartError(
             "a Moeray cluster already runs on this Ray cluster; end it with `moeray stop`"
@@ -204,6 +211,11 @@ def _router_exists() -> bool:
     except ValueError:
         return False
     return True
+
+
+def _metrics_address() -> str:
+    router = ray.get_actor(ROUTER_NAME, namespace=ROUTER_NAMESPACE)
+    return str(ray.get(router.metrics_address.remote()))
 
 
 def _reachable(host: str) -> str:

@@ -11,6 +11,7 @@ it runs, because drivers and leaders do without.
 
 import asyncio
 import contextlib
+import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,24 @@ from ray.exceptions import RayError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from moeray.cluster.autoscaling import EngineStats
+from moeray.cluster.catalogue import ServedModel
 from moeray.cluster.config import Settings
-from moeray.cluster.contracts import ROUTER_NAME, ROUTER_NAMESPACE, EngineInfo, EngineLoad
+from moeray.cluster.contracts import (
+    ROUTER_NAME,
+    ROUTER_NAMESPACE,
+    EngineInfo,
+    EngineLoad,
+    RouterStats,
+)
+from moeray.cluster.engine_metrics import EngineMetrics
+from moeray.cluster.engine_reports import EngineReports
 from moeray.cluster.engine_spec import EngineSpec, ModelFacts
 from moeray.cluster.logs import configure_logs
+from moeray.cluster.metrics_reporter import ReportedMetrics, all_targets
+from moeray.cluster.metrics_server import MetricsOptions, MetricsPages
+from moeray.cluster.ray_router import RayEngineRouter
+from moeray.cluster.router_client import RouterUnreachable
 from moeray.cluster.tokenizer import resolve_ranks
 from moeray.vocabulary.harmony_tokens import VOCABULARY_SIZE
 from moeray.vocabulary.o200k import VocabularyError, load_ranks
@@ -35,13 +50,17 @@ from moeray.worker.config import EngineConfig
 from moeray.worker.embedded import ensure_embedded
 from moeray.worker.engine import Engine
 from moeray.worker.engine_thread import EngineThread
+from moeray.worker.kv_plan import KvPlan
 from moeray.worker.model_config import CheckpointError, ModelConfig
-from moeray.worker.ranks import SocketRanks
+from moeray.worker.ranks import RankFailure, SocketRanks
 from moeray.worker.service import serve_engine
 
 LOOPBACK = "127.0.0.1"
-_LOAD_PERIOD_S = 0.5
+_WATCH_PERIOD_S = 0.25
+_LAST_ROWS_S = 0.25
+"""How long the rows that end a lost group's requests have to leave."""
 _SERVER_GRACE_S = 1.0
+_ROUTER_STATS_TIMEOUT_S = 1.0
 
 _log = structlog.get_logger()
 
@@ -54,10 +73,10 @@ def prepare_model(settings: Settings) -> ModelFacts:
     """Check the checkpoint, or make the embedded one, on this machine. Raises ModelRefused."""
     try:
         folder = model_folder(settings)
-        vocabulary_size = Checkpoint.open(folder).config.vocabulary_size
-        if vocabulary_size != VOCABULARY_SIZE:
+        sizes = Checkpoint.open(folder).config
+        if sizes.vocabulary_size != VOCABULARY_SIZE:
             raise ModelRefused(
-                f"{folder / 'config.json'}: vocab_size is {vocabulary_size},"
+                f"{folder / 'config.json'}: vocab_size is {sizes.vocabulary_size},"
                 f" expected {VOCABULARY_SIZE}"
             )
         if settings.model or settings.tokenizer_file:
@@ -68,7 +87,14 @@ def prepare_model(settings: Settings) -> ModelFacts:
     except (CheckpointError, VocabularyError, OSError) as error:
         raise ModelRefused(str(error)) from error
     name = settings.model_name or (folder.name if settings.model else "moeray-embedded")
-    return ModelFacts(name=name, path=folder, embedded=settings.model is None)
+    return ModelFacts(
+        name=name,
+        path=folder,
+        embedded=settings.model is None,
+        context_length=sizes.context_length,
+        vocabulary_size=sizes.vocabulary_size,
+        sliding_window=sizes.sliding_window,
+    )
 
 
 def model_folder(settings: Settings) -> Path:
@@ -132,14 +158,20 @@ class EngineReplica:
 
     # Serve awaits the constructor.
     async def __init__(self, spec: EngineSpec) -> None:  # type: ignore[misc]
-        configure_logs()
         self._spec = spec
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
+        configure_logs("engine", spec.settings.log_level, engine_id=self._engine_id)
         self._lost: str | None = None
+        self._router = RayEngineRouter()
+        self._router_stats: RouterStats | None = None
         actors = [_rank_actor(spec, rank) for rank in range(spec.ranks)]
         config = await asyncio.to_thread(_engine_config, spec)
         sizes = ModelConfig.read(config.model / "config.json")
-        group = SocketRanks(spec.ranks, step_timeout_s=spec.settings.step_timeout_s)
+        group = SocketRanks(
+            spec.ranks,
+            step_timeout_s=spec.settings.step_timeout_s,
+            silence_s=spec.settings.rank_silence_s,
+        )
         self._runs = await self._start_ranks(actors, group)
         engine = Engine.of(config, sizes, group)
         self._thread = EngineThread(engine)
@@ -159,16 +191,37 @@ class EngineReplica:
             max_running_per_rank=config.max_running_per_rank,
             block_tokens=config.block_tokens,
             blocks_per_rank=engine.load().free_blocks[0],
+            window_tokens=sizes.sliding_window,
         )
+        self._metrics = self._serve_metrics()
         self._tasks = [
-            asyncio.create_task(self._watch_ranks()),
+            asyncio.create_task(self._watch_ranks(group)),
             asyncio.create_task(self._report()),
         ]
 
     async def check_health(self) -> None:
         """Serve calls this; raising has the whole group replaced."""
-        if reason := self._lost or self._thread.failed:
+        if reason := self._unhealthy():
             raise RuntimeError(reason)
+
+    async def wake(self) -> None:
+        """Gateways call this where requests wait and no engine runs: Serve then starts one."""
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve calls this where engines scale; see ``autoscaling.py``."""
+        # While the router cannot be asked, what it said last stands.
+        with contextlib.suppress(RouterUnreachable, TimeoutError):
+            async with asyncio.timeout(_ROUTER_STATS_TIMEOUT_S):
+                self._router_stats = await self._router.stats()
+        router, load = self._router_stats, self._thread.load
+        return EngineStats(
+            requests=sum(load.running) + sum(load.waiting),
+            places=self._info.ranks * self._info.max_running_per_rank,
+            kv_usage=sum(load.used_blocks) / (self._info.ranks * self._info.blocks_per_rank),
+            waiting_tokens=sum(load.waiting_tokens),
+            queued_requests=router.waiting if router else 0,
+            queued_tokens=router.waiting_prompt_tokens if router else 0,
+        ).as_dict()
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop: finish what runs, then let go."""
@@ -184,6 +237,22 @@ class EngineReplica:
             self._thread.stop()
             await asyncio.to_thread(self._thread.join, settings.step_timeout_s)
         await self._server.stop(_SERVER_GRACE_S)
+        if self._metrics is not None:
+            await self._metrics.close()
+
+    def _serve_metrics(self) -> ReportedMetrics | None:
+        options = MetricsOptions.of(self._spec.settings)
+        if options is None:
+            return None
+        metrics = EngineMetrics(self._info, lambda: self._thread.load)
+        self._thread.on_step = metrics.step_s.observe
+        pages = MetricsPages(metrics=metrics, unhealthy=self._unhealthy, targets=all_targets)
+        return ReportedMetrics(
+            options, pages, engine_id=self._engine_id, loopback=self._spec.loopback
+        )
+
+    def _unhealthy(self) -> str:
+        return self._lost or self._thread.failed or ""
 
     async def _start_ranks(
         self, actors: list["ActorHandle[Any]"], group: SocketRanks
@@ -212,25 +281,27 @@ class EngineReplica:
             await ended  # a rank that ended while it loaded says why
         return runs
 
-    async def _watch_ranks(self) -> None:
-        """A rank that ends ends the group, also while no step is running."""
-        done, _ = await asyncio.wait(self._runs, return_when=asyncio.FIRST_COMPLETED)
-        error = next((run.exception() for run in done if run.exception()), None)
-        self._lost = f"a rank was lost: {error or 'it ended'}"
-        _log.error("rank lost", engine_id=self._engine_id, error=str(error))
+    async def _watch_ranks(self, group: SocketRanks) -> None:
+        """A rank that ends or falls silent ends the group, also while no step is running."""
+        while (reason := self._thread.failed) is None:
+            done, _ = await asyncio.wait(
+                self._runs, timeout=_WATCH_PERIOD_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if reason := _end_of(done) or _loss_in(group):
+                break
+        self._lost = f"a rank was lost: {reason}"
+        _log.error("rank lost", engine_id=self._engine_id, error=reason)
         self._thread.stop()
         with contextlib.suppress(RayError, ValueError):
             await _router().deregister_engine.remote(self._engine_id)
+        await asyncio.sleep(_LAST_ROWS_S)
+        # Serve replaces a replica that is dead at once, an unhealthy one after three checks.
+        os._exit(1)
 
     async def _report(self) -> None:
-        """Tell the router the load; register where it does not know this engine (again)."""
-        while self._lost is None and self._thread.failed is None:
-            # A router that is restarting is called again in the next round.
-            with contextlib.suppress(RayError, ValueError):
-                router = _router()
-                if not await router.report_load.remote(self._load()):
-                    await router.register_engine.remote(self._info)
-            await asyncio.sleep(_LOAD_PERIOD_S)
+        """Keep the router informed until this engine is lost."""
+        reports = EngineReports(self._info, self._router, self._thread, self._load)
+        await reports.run(lambda: self._lost is None and self._thread.failed is None)
 
     def _load(self) -> EngineLoad:
         load = self._thread.load
@@ -243,14 +314,17 @@ class EngineReplica:
         )
 
 
-def placement_bundles(spec: EngineSpec) -> list[dict[str, float]]:
-    """Resources of one engine: the leader's bundle, then one for each rank.
+def _end_of(runs: set["asyncio.Future[Any]"]) -> str | None:
+    """Why ranks ended, if any did."""
+    return next((str(run.exception() or "it ended") for run in runs), None)
 
-    CPU ranks ask for fractions: whole CPUs would never fit on a small machine, and torch's threads
-    are set in the rank anyway.
-    """
-    rank = {"CPU": 0.1, "GPU": 1.0} if spec.device == "cuda" else {"CPU": 0.1}
-    return [{"CPU": 0.1}, *(rank.copy() for _ in range(spec.ranks))]
+
+def _loss_in(group: SocketRanks) -> str | None:
+    try:
+        group.check()
+    except RankFailure as failure:
+        return str(failure)
+    return None
 
 
 def _rank_actor(spec: EngineSpec, rank: int) -> "ActorHandle[Any]":
@@ -282,11 +356,34 @@ def _router() -> "ActorHandle[Any]":
     return ray.get_actor(ROUTER_NAME, namespace=ROUTER_NAMESPACE)
 
 
+def configured_model(spec: EngineSpec) -> ServedModel:
+    """The model as its engines will register it: what gateways know while there is no engine."""
+    config = _engine_config_at(spec, spec.model.path)
+    plan = KvPlan.of(config, spec.model.context_length, spec.model.sliding_window)
+    return ServedModel(
+        name=spec.model.name,
+        engines=0,
+        ranks=spec.ranks,
+        context_length=spec.model.context_length,
+        vocabulary_size=spec.model.vocabulary_size,
+        # Without the scratch block. The windowed pool never holds less than one sequence needs.
+        max_sequence_tokens=min(
+            spec.model.context_length, (plan.full_blocks - 1) * plan.block_tokens
+        ),
+        default_max_output_tokens=spec.default_max_output_tokens,
+        block_tokens=config.block_tokens,
+    )
+
+
 def _engine_config(spec: EngineSpec) -> EngineConfig:
+    # The path of the embedded model is this node's; that of a checkpoint is the same on all.
+    return _engine_config_at(spec, model_folder(spec.settings))
+
+
+def _engine_config_at(spec: EngineSpec, folder: Path) -> EngineConfig:
     settings = spec.settings
     return EngineConfig(
-        # The path of the embedded model is this node's; that of a checkpoint is the same on all.
-        model=model_folder(settings),
+        model=folder,
         ranks=spec.ranks,
         device=spec.device,
         dtype=spec.dtype,

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from moeray.cluster import engine_link
 from moeray.cluster.engine_link import EngineLink, EngineLinks, RequestStream
-from moeray.cluster.errors import Unavailable
+from moeray.cluster.errors import DeadlineExpired, Unavailable
 from moeray.engine.v1 import engine_pb2
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
@@ -57,7 +58,7 @@ async def test_tokens_arrive_in_order_and_the_stream_ends(
 ) -> None:
     engine.scripts = [Script(TOKENS, cached_tokens=7)]
     stream = await link.submit(submit())
-    assert await stream.accepted() == 7
+    assert await stream.admission() == 7
     assert await tokens_of(stream) == TOKENS
     stream.close()
     assert link.is_idle and engine.cancelled == []
@@ -124,10 +125,43 @@ async def test_a_refusal_and_a_failure_are_unavailable(
     engine.scripts = [Script([], refusal="draining"), Script(TOKENS, fail_after=3)]
     refused = await link.submit(submit())
     with pytest.raises(Unavailable, match="draining"):
-        await refused.accepted()
+        await refused.admission()
     lost = await link.submit(submit(key=2))
     with pytest.raises(Unavailable, match="lost it"):
         await tokens_of(lost)
+
+
+async def test_admission_comes_with_the_first_row_and_leaves_it_to_be_read(
+    engine: FakeEngine, link: EngineLink
+) -> None:
+    engine.scripts = [
+        Script(TOKENS, admits_early=True, cached_tokens=16, hold_after=0),
+        Script(TOKENS, admits_early=True, cached_tokens=16),
+    ]
+    silent = await link.submit(submit())
+    early = asyncio.create_task(silent.admission())
+    stream = await link.submit(submit(key=2))
+    assert await stream.admission() == 16
+    assert not early.done(), "taken, but not begun"
+    early.cancel()
+    assert (await anext(stream))[0].cached_tokens == 16
+
+
+async def test_a_request_whose_time_ran_out_says_so(engine: FakeEngine, link: EngineLink) -> None:
+    engine.scripts = [Script(TOKENS, expire_after=0), Script(TOKENS, expire_after=3)]
+    with pytest.raises(DeadlineExpired):
+        await (await link.submit(submit())).admission()
+    with pytest.raises(DeadlineExpired):
+        await tokens_of(await link.submit(submit(key=2)))
+    assert engine.cancelled == []
+
+
+async def test_a_closed_stream_has_no_more_rows(engine: FakeEngine, link: EngineLink) -> None:
+    engine.scripts = [Script(TOKENS, hold_after=2)]
+    stream = await link.submit(submit())
+    await anext(stream)
+    stream.close()
+    assert await tokens_of(stream) == []
 
 
 async def test_closing_a_stream_cancels_it_at_the_engine(
@@ -155,6 +189,36 @@ async def test_when_the_stream_dies_every_request_fails_and_the_link_comes_back(
     assert link.is_idle
     assert await tokens_of(await link.submit(submit(key=3))) == TOKENS
     assert engine.connections == 2
+
+
+async def test_a_silent_engine_fails_its_requests_and_the_link_comes_back(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_link, "SILENCE_TICK_S", 0.05)
+    engine.is_silent = True
+    engine.scripts = [Script(TOKENS, hold_after=2), Script(TOKENS)]
+    link = EngineLink(engine.info(), TOKEN)
+    with pytest.raises(Unavailable, match=r"it said nothing for 0.7 s"):
+        await tokens_of(await link.submit(submit()))
+    assert await tokens_of(await link.submit(submit(key=2))) == TOKENS
+    assert engine.connections == 2
+    await link.close()
+
+
+async def test_an_engine_that_only_sends_heartbeats_keeps_its_requests(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Beats come every second, and a second is fewer ticks than are too many.
+    monkeypatch.setattr(engine_link, "SILENCE_TICK_S", 0.15)
+    gate = asyncio.Event()
+    engine.scripts = [Script(TOKENS, gate=gate)]
+    link = EngineLink(engine.info(), TOKEN)
+    stream = await link.submit(submit())
+    await asyncio.sleep(3.0)
+    gate.set()
+    assert await tokens_of(stream) == TOKENS
+    assert engine.connections == 1
+    await link.close()
 
 
 async def test_a_batch_out_of_order_breaks_the_link(engine: FakeEngine, link: EngineLink) -> None:
