@@ -19,13 +19,18 @@ class ServedModel:
     vocabulary_size: int
     max_sequence_tokens: int
     default_max_output_tokens: int
+    block_tokens: int
+    """Of one KV block: engines of one model share it."""
 
 
 class Catalogue:
-    """Kept by the router's updates. Where no engine is registered, requests may wait for one."""
+    """Kept by the router's updates. ``configured`` is served also while no engine has registered;
+    where it is not known, requests may wait for an engine.
+    """
 
-    def __init__(self) -> None:
-        self._models: dict[str, ServedModel] = {}
+    def __init__(self, configured: ServedModel | None = None) -> None:
+        self._configured = {} if configured is None else {configured.name: configured}
+        self._models = self._configured
         self._changed = asyncio.Event()
 
     @property
@@ -37,7 +42,8 @@ class Catalogue:
         by_name: dict[str, list[EngineInfo]] = {}
         for engine in engines:
             by_name.setdefault(engine.model, []).append(engine)
-        self._models = {name: _served(name, group) for name, group in by_name.items()}
+        registered = {name: _served(name, group) for name, group in by_name.items()}
+        self._models = self._configured | registered
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -78,4 +84,5 @@ def _served(name: str, engines: list[EngineInfo]) -> ServedModel:
         vocabulary_size=engines[0].vocabulary_size,
         max_sequence_tokens=min(engine.max_sequence_tokens for engine in engines),
         default_max_output_tokens=min(engine.default_max_output_tokens for engine in engines),
+        block_tokens=engines[0].block_tokens,
     )

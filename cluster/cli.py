@@ -10,7 +10,13 @@ from typing import Annotated
 
 import typer
 
-from moeray.cluster import demo_command, generate_command, serve_command
+from moeray.cluster import (
+    demo_command,
+    drain_command,
+    generate_command,
+    serve_command,
+)
+from moeray.cluster.bench import command as bench_command
 from moeray.cluster.terminal import complain
 
 COMMAND_GROUP = "moeray.commands"
@@ -29,6 +35,8 @@ app.command()(serve_command.stop)
 app.command()(generate_command.generate)
 app.command()(generate_command.chat)
 app.command()(demo_command.demo)
+app.command()(bench_command.bench)
+app.command(name="drain-node")(drain_command.drain_node)
 
 
 @app.callback(invoke_without_command=True)

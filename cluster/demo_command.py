@@ -36,7 +36,7 @@ class _Run:
     """One answer and its times in seconds, as this client saw them."""
 
     effort: str
-    answer: pb.CompleteResponse
+    answer: pb.Answer
     first_token_s: float
     total_s: float
 
@@ -114,7 +114,7 @@ def _ask(client: Client, prompt: str, effort: str, console: Console) -> _Run:
     end = time.perf_counter()
     return _Run(
         effort=effort,
-        answer=printer.answer.response,
+        answer=printer.answer.first,
         first_token_s=(first_token or end) - start,
         total_s=end - start,
     )
@@ -146,7 +146,7 @@ def _table(runs: list[_Run]) -> Table:
         "TTFT ms": lambda run: f"{run.first_token_s * 1e3:.0f}",
         "tok/s": lambda run: f"{run.tokens_per_s:.0f}",
         "end": lambda run: (
-            pb.FinishReason.Name(run.answer.finish_reason).removeprefix("FINISH_REASON_").lower()
+            pb.FinishReason.Name(run.answer.finished.reason).removeprefix("FINISH_REASON_").lower()
         ),
     }
     for name in columns:

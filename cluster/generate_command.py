@@ -1,54 +1,44 @@
 """``moeray generate`` and ``moeray chat``: plain gRPC clients of a running server."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from google.protobuf import json_format
 from rich.console import Console
 
+from moeray.cluster import generate_options as options
+from moeray.cluster.answer_view import AnswersPrinter, logprobs_table, usage_line
 from moeray.cluster.client import EFFORTS, Client, ClientError, user_request
 from moeray.cluster.terminal import StreamPrinter, fail
 from moeray.cluster.whole_answer import WholeAnswer
 from moeray.v1 import inference_pb2 as pb
 
-DEFAULT_TARGET = "127.0.0.1:50051"
-
-
-class Effort(StrEnum):
-    low = "low"
-    medium = "medium"
-    high = "high"
-
-
-Target = Annotated[str, typer.Option(metavar="HOST:PORT", help="The server.")]
-EffortOption = Annotated[Effort, typer.Option(help="How long the model is asked to think.")]
-Budget = Annotated[
-    int | None, typer.Option(min=0, help="Hard limit on tokens in analysis; 0 answers at once.")
-]
-MaxOutput = Annotated[
-    int | None, typer.Option(min=16, help="Limit on generated tokens. Default: the server's.")
-]
-Temperature = Annotated[
-    float | None, typer.Option(min=0.0, max=2.0, help="Softmax temperature; 0 is greedy.")
-]
-ShowAnalysis = Annotated[bool, typer.Option("--show-analysis", help="Show the chain of thought.")]
-
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the user says.")],
-    effort: EffortOption = Effort.medium,
-    target: Target = DEFAULT_TARGET,
-    thinking_budget: Budget = None,
-    max_output_tokens: MaxOutput = None,
-    temperature: Temperature = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Nucleus.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same tokens.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0.0, help="Deadline in seconds.")] = None,
-    show_analysis: ShowAnalysis = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole answer as one JSON object.")
-    ] = False,
+    effort: options.EffortOption = options.Effort.medium,
+    target: options.Target = options.DEFAULT_TARGET,
+    thinking_budget: options.Budget = None,
+    max_output_tokens: options.MaxOutput = None,
+    min_output_tokens: options.MinOutput = 0,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    logit_bias: options.LogitBias = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    stop_token_id: options.StopTokenId = None,
+    ignore_eos: options.IgnoreEos = False,
+    n: options.Answers = 1,
+    logprobs: options.Logprobs = None,
+    cache_salt: options.CacheSalt = "",
+    timeout: options.Timeout = None,
+    show_analysis: options.ShowAnalysis = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Ask a running server one question and stream its answer."""
     request = user_request(
@@ -60,25 +50,39 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
+    sampling = pb.Sampling(
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=options.read_logit_bias(logit_bias or []),
+    )
+    wishes = pb.GenerateRequest(
+        sampling=sampling,
+        stop=stop,
+        stop_token_ids=stop_token_id,
+        ignore_eos=ignore_eos,
+        min_output_tokens=min_output_tokens,
+        n=n,
+        top_logprobs=logprobs,
+        cache_salt=cache_salt,
+    )
+    request.MergeFrom(wishes)
     with Client(target) as client:
         if as_json:
             print(_complete_json(client, request, timeout))
-            return
-        console = Console(highlight=False)
-        printer = StreamPrinter(console, show_analysis=show_analysis, headings=show_analysis)
-        _stream(client, request, printer, timeout)
-        Console(stderr=True, highlight=False).print(
-            usage_line(printer.answer.response), style="dim"
-        )
+        else:
+            _show(client, request, timeout, show_analysis=show_analysis)
 
 
 def chat(
-    target: Target = DEFAULT_TARGET,
-    effort: EffortOption = Effort.medium,
-    thinking_budget: Budget = None,
-    max_output_tokens: MaxOutput = None,
-    temperature: Temperature = None,
-    show_analysis: ShowAnalysis = False,
+    target: options.Target = options.DEFAULT_TARGET,
+    effort: options.EffortOption = options.Effort.medium,
+    thinking_budget: options.Budget = None,
+    max_output_tokens: options.MaxOutput = None,
+    temperature: options.Temperature = None,
+    show_analysis: options.ShowAnalysis = False,
 ) -> None:
     """Talk with a running server; /effort switches the effort, Ctrl-C stops an answer."""
     console = Console(highlight=False)
@@ -155,10 +159,10 @@ class _Chat:
         except KeyboardInterrupt:
             self._console.print("\n(stopped)", style="dim")
         else:
-            self._console.print(usage_line(printer.answer.response), style="dim")
-        self._keep(printer.answer.response)
+            self._console.print(usage_line(printer.answer.first), style="dim")
+        self._keep(printer.answer.first)
 
-    def _keep(self, answer: pb.CompleteResponse) -> None:
+    def _keep(self, answer: pb.Answer) -> None:
         # A turn without an answer leaves the conversation as it was before it.
         if answer.final:
             self._request.messages.append(
@@ -168,24 +172,21 @@ class _Chat:
             del self._request.messages[-1]
 
 
-def usage_line(answer: pb.CompleteResponse) -> str:
-    """The answer's counts and why it ended, in one line."""
-    usage = answer.usage
-    reason = pb.FinishReason.Name(answer.finish_reason).removeprefix("FINISH_REASON_").lower()
-    return (
-        f"{usage.prompt_tokens} prompt, {usage.reasoning_tokens} analysis,"
-        f" {usage.final_tokens} final tokens; ended by {reason}"
-    )
-
-
-def _stream(
-    client: Client, request: pb.GenerateRequest, printer: StreamPrinter, timeout: float | None
+def _show(
+    client: Client, request: pb.GenerateRequest, timeout: float | None, *, show_analysis: bool
 ) -> None:
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    printer = AnswersPrinter(console, request.n, show_analysis=show_analysis)
     try:
         for event in client.generate(request, timeout):
             printer.add(event)
     except ClientError as error:
         fail(str(error))
+    for index, answer in enumerate(printer.whole.response.answers):
+        name = f"answer {index}: " if request.n > 1 else ""
+        errors.print(f"{name}{usage_line(answer)}", style="dim", markup=False)
+        if answer.logprobs:
+            console.print(logprobs_table(answer))
 
 
 def _complete_json(client: Client, request: pb.GenerateRequest, timeout: float | None) -> str:

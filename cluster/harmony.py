@@ -63,12 +63,18 @@ class HarmonyRenderer:
         return self._encode_again(skeleton, hidden)
 
     def channel_rules(self, request: GenerationRequest) -> engine_pb2.ChannelRules:
-        """The headers that the engine may sample for ``request``, and its thinking budget."""
+        """The headers that the engine may sample for ``request``, and what may end its bodies."""
         headers = [
             engine_pb2.Header(token_ids=self._tokenizer.encode_with_specials(text), kind=kind)
             for text, kind in _legal_headers(request.tools)
         ]
-        rules = engine_pb2.ChannelRules(turn_opening=self._turn_opening, headers=headers)
+        rules = engine_pb2.ChannelRules(
+            turn_opening=self._turn_opening,
+            headers=headers,
+            stop_token_ids=sorted(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            min_output_tokens=request.min_output_tokens,
+        )
         if request.thinking_budget is not None:
             rules.thinking_budget = request.thinking_budget
         return rules

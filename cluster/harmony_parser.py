@@ -117,6 +117,17 @@ class HarmonyParser:
         self._pending: list[int] = []  # fed, but not in an event yet
         self._events: list[Event] = []
 
+    @property
+    def channel(self) -> Channel | None:
+        """The channel of the text that is being written; None outside bodies and in calls."""
+        return self._channel if self._state is _State.BODY and not self._in_call else None
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a well-formed body, of a message or a call, is being written."""
+        in_text = self._in_call or self._channel is not Channel.MALFORMED
+        return self._state is _State.BODY and in_text
+
     def feed(self, token: int) -> list[Event]:
         """Take the next token; return what it completes, often nothing."""
         self._pending.append(token)
@@ -124,6 +135,13 @@ class HarmonyParser:
             self._feed_text(token)
         else:
             self._feed_control(token)
+        return self._take_events()
+
+    def feed_stop_token(self, token: int) -> list[Event]:
+        """Take a text token that ends the body: it counts as part of it, but says nothing."""
+        self._pending.append(token)
+        self._count_body_token()
+        self._end_body()
         return self._take_events()
 
     def finish(self) -> list[Event]:

@@ -4,7 +4,6 @@ Both protocols pass through here, and nothing behind checks again. Every field i
 violation names its field's path, and what this version cannot honour is refused.
 """
 
-import math
 import re
 import secrets
 from collections.abc import Callable
@@ -13,20 +12,24 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Final, Literal
 
-from moeray.cluster.errors import FieldViolation, InvalidRequest
 from moeray.cluster.generation import (
     Channel,
     GenerationRequest,
     Message,
     ReasoningEffort,
     Role,
-    SamplingParams,
     Tool,
     ToolCall,
 )
+from moeray.cluster.sampling_rules import (
+    check_alternatives,
+    check_endings,
+    check_least_output,
+    read_sampling,
+)
 from moeray.cluster.tool_schema import SchemaProblem, parse_parameters
+from moeray.cluster.violations import Violations
 from moeray.v1 import inference_pb2
-from moeray.vocabulary.harmony_tokens import VOCABULARY_SIZE
 
 MIN_OUTPUT_TOKENS: Final = 16
 MAX_MESSAGES: Final = 4096
@@ -37,7 +40,6 @@ MAX_DESCRIPTION_CHARACTERS: Final = 32_768
 MAX_THINKING_BUDGET: Final = 131_072
 MAX_PRIORITY: Final = 100
 MAX_ID_CHARACTERS: Final = 128
-MAX_TEMPERATURE: Final = 2.0
 
 _SCHEMAS_KEPT: Final = 512
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -64,7 +66,7 @@ _EFFORTS: Final = {
     inference_pb2.REASONING_EFFORT_HIGH: ReasoningEffort.HIGH,
 }
 
-OptionalField = Literal["thinking_budget", "max_output_tokens"]
+OptionalField = Literal["thinking_budget", "max_output_tokens", "top_logprobs"]
 ToolCheck = Callable[[Tool], str | None]
 """Why a tool cannot be laid out in a prompt, or None: HarmonyRenderer.tool_problem."""
 
@@ -102,19 +104,20 @@ class Validator:
 
     def validate(self, request: inference_pb2.GenerateRequest) -> GenerationRequest:
         """Raises InvalidRequest with all violations."""
-        found = _Violations()
-        _refuse_unsupported(request, found)
-        found.limit("model", len(request.model), MAX_ID_CHARACTERS, "characters")
-        found.limit(
-            "conversation_id", len(request.conversation_id), MAX_ID_CHARACTERS, "characters"
-        )
+        found = Violations()
+        if request.HasField("response_format"):
+            found.add("response_format", _NOT_SUPPORTED)
+        for name in ("model", "conversation_id", "cache_salt"):
+            found.limit(name, len(getattr(request, name)), MAX_ID_CHARACTERS, "characters")
         tools = self._tools(request, found)
         messages = _messages(request, found)
-        sampling = self._sampling(request.sampling, found)
+        sampling = read_sampling(request.sampling, self._seed_source, found)
         effort = _EFFORTS.get(request.reasoning_effort)
         if effort is None:
             found.add("reasoning_effort", f"{request.reasoning_effort} is not a reasoning effort")
         _check_numbers(request, found)
+        check_endings(request, found)
+        check_alternatives(request, found)
         current_date = self._current_date(request, found)
         found.raise_any()
         return GenerationRequest(
@@ -129,9 +132,16 @@ class Validator:
             conversation_id=request.conversation_id,
             current_date=current_date,
             include_token_ids=request.include_token_ids,
+            stop=tuple(request.stop),
+            stop_token_ids=frozenset(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            min_output_tokens=request.min_output_tokens,
+            n=request.n if request.HasField("n") else 1,
+            top_logprobs=_optional(request, "top_logprobs"),
+            cache_salt=request.cache_salt,
         )
 
-    def _tools(self, request: inference_pb2.GenerateRequest, found: "_Violations") -> list[Tool]:
+    def _tools(self, request: inference_pb2.GenerateRequest, found: Violations) -> list[Tool]:
         size = sum(
             len(tool.description) + len(tool.parameters_json_schema) for tool in request.tools
         )
@@ -163,19 +173,7 @@ class Validator:
                 found.add(f"{path}.parameters_json_schema", str(made))
         return tools
 
-    def _sampling(self, sampling: inference_pb2.Sampling, found: "_Violations") -> SamplingParams:
-        temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
-        top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
-        # Written so that NaN fails.
-        if not 0.0 <= temperature <= MAX_TEMPERATURE:
-            found.add("sampling.temperature", f"{temperature} is not from 0 to 2")
-        if not (0.0 < top_p <= 1.0 and math.isfinite(top_p)):
-            found.add("sampling.top_p", f"{top_p} is not above 0 and up to 1")
-        found.limit("sampling.top_k", sampling.top_k, VOCABULARY_SIZE, "tokens")
-        seed = sampling.seed if sampling.HasField("seed") else self._seed_source()
-        return SamplingParams(temperature=temperature, top_p=top_p, top_k=sampling.top_k, seed=seed)
-
-    def _current_date(self, request: inference_pb2.GenerateRequest, found: "_Violations") -> str:
+    def _current_date(self, request: inference_pb2.GenerateRequest, found: Violations) -> str:
         if not request.current_date:
             return self._clock().date().isoformat()
         try:
@@ -199,11 +197,11 @@ def check_length(
 
     Prompt and output share ``max_sequence_tokens``, never more than ``context_length``. Raises
     InvalidRequest on ``messages`` when fewer than MIN_OUTPUT_TOKENS remain, and on
-    ``max_output_tokens`` when it asks for more than what remains.
+    ``max_output_tokens`` and ``min_output_tokens`` when they ask for more than what remains.
     """
     limit = min(context_length, max_sequence_tokens)
     room = limit - prompt_tokens
-    found = _Violations()
+    found = Violations()
     if room < MIN_OUTPUT_TOKENS:
         found.add(
             "messages",
@@ -219,25 +217,10 @@ def check_length(
     found.raise_any()
     if request.max_output_tokens is not None:
         return request.max_output_tokens
-    return min(default_max_output_tokens, room)
-
-
-@dataclass(slots=True)
-class _Violations:
-    found: list[FieldViolation] = field(default_factory=list)
-
-    def add(self, path: str, description: str) -> None:
-        self.found.append(FieldViolation(path, description))
-
-    def limit(self, path: str, value: int, most: int, unit: str) -> bool:
-        """Whether ``value`` is at most ``most``; a violation if not."""
-        if value > most:
-            self.add(path, f"{value} {unit}, at most {most} are allowed")
-        return value <= most
-
-    def raise_any(self) -> None:
-        if self.found:
-            raise InvalidRequest(self.found)
+    most = min(default_max_output_tokens, room)
+    check_least_output(request.min_output_tokens, most, found)
+    found.raise_any()
+    return most
 
 
 def _make_tool(
@@ -255,18 +238,7 @@ def _optional(request: inference_pb2.GenerateRequest, name: OptionalField) -> in
     return getattr(request, name) if request.HasField(name) else None
 
 
-def _refuse_unsupported(request: inference_pb2.GenerateRequest, found: _Violations) -> None:
-    if request.HasField("response_format"):
-        found.add("response_format", _NOT_SUPPORTED)
-    if request.stop:
-        found.add("stop", _NOT_SUPPORTED)
-    if request.HasField("top_logprobs"):
-        found.add("top_logprobs", _NOT_SUPPORTED)
-    if request.cache_salt:
-        found.add("cache_salt", _NOT_SUPPORTED)
-
-
-def _check_numbers(request: inference_pb2.GenerateRequest, found: _Violations) -> None:
+def _check_numbers(request: inference_pb2.GenerateRequest, found: Violations) -> None:
     found.limit("thinking_budget", request.thinking_budget, MAX_THINKING_BUDGET, "tokens")
     if request.HasField("max_output_tokens") and request.max_output_tokens < MIN_OUTPUT_TOKENS:
         found.add(
@@ -277,7 +249,7 @@ def _check_numbers(request: inference_pb2.GenerateRequest, found: _Violations) -
         found.add("priority", f"{request.priority} is not from -{MAX_PRIORITY} to {MAX_PRIORITY}")
 
 
-def _messages(request: inference_pb2.GenerateRequest, found: _Violations) -> list[Message]:
+def _messages(request: inference_pb2.GenerateRequest, found: Violations) -> list[Message]:
     if not request.messages:
         found.add("messages", "at least one message is needed")
         return []
@@ -295,7 +267,7 @@ def _messages(request: inference_pb2.GenerateRequest, found: _Violations) -> lis
 class _MessageReader:
     """Reads messages in order; a tool's result may answer a call of an earlier message."""
 
-    found: _Violations
+    found: Violations
     tool_names: set[str]
     call_ids: set[str] = field(default_factory=set)
 

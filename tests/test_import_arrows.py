@@ -29,7 +29,7 @@ BANNED = {
 
 
 def sources(folder: str) -> list[Path]:
-    return sorted((REPOSITORY / folder).glob("*.py"))
+    return sorted((REPOSITORY / folder).rglob("*.py"))
 
 
 def imported_names(source: Path) -> Iterator[str]:

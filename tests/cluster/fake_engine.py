@@ -24,6 +24,7 @@ from moeray.vocabulary.cluster_token import (
 from moeray.vocabulary.harmony_tokens import CALL, RETURN
 
 TOKEN = b"a cluster's token"
+HEARTBEAT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -35,12 +36,18 @@ class Script:
     step_s: float = 0.0
     refusal: str = ""
     cached_tokens: int = 0
+    admits_early: bool = False
+    """Begins with a row without tokens, as an engine does whose first step is all prefill."""
+    logprobs: bool = False
+    """Gives each token the log-probability ``-index / 8``, and itself as the likeliest."""
     hold_after: int | None = None
     """Says no more after this many tokens, until cancelled."""
     gate: asyncio.Event | None = None
     """Says its last step only when this is set."""
     fail_after: int | None = None
     """Loses the request after this many tokens."""
+    expire_after: int | None = None
+    """Says after this many tokens that the request's time ran out."""
     end_stream_after: int | None = None
     """Ends the whole stream after this many tokens."""
     rows: Sequence[engine_pb2.StepRow] = ()
@@ -64,6 +71,8 @@ class FakeEngine:
     disconnections: int = 0
     port: int = 0
     first_sequence_number: int = 1
+    is_silent: bool = False
+    """Sends no heartbeats, as an engine that stands still."""
 
     def info(
         self, *, ranks: int = 1, places: int = 4, max_sequence_tokens: int = 4096
@@ -80,6 +89,7 @@ class FakeEngine:
             max_running_per_rank=places,
             block_tokens=16,
             blocks_per_rank=256,
+            window_tokens=128,
         )
 
 
@@ -113,16 +123,23 @@ class _Conversation:
 
     async def run(self) -> None:
         reading = asyncio.create_task(self._read())
+        beating = asyncio.create_task(self._beat())
         try:
             while (response := await self._outbox.get()) is not None:
                 await self._context.write(response)
         finally:
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            beating.cancel()
+            await asyncio.gather(reading, beating, return_exceptions=True)
 
     def close(self) -> None:
         for task in self._requests.values():
             task.cancel()
+
+    async def _beat(self) -> None:
+        while not self._engine.is_silent:
+            self._outbox.put_nowait(engine_pb2.ConnectResponse(heartbeat=engine_pb2.Heartbeat()))
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def _read(self) -> None:
         while isinstance(message := await self._context.read(), engine_pb2.ConnectRequest):
@@ -146,7 +163,6 @@ class _Conversation:
             request_key=submit.request_key,
             epoch=submit.epoch,
             refusal=script.refusal,
-            cached_tokens=script.cached_tokens,
         )
         self._outbox.put_nowait(engine_pb2.ConnectResponse(submit_result=result))
         if script.refusal:
@@ -167,25 +183,43 @@ class _Conversation:
             self._outbox.put_nowait(engine_pb2.ConnectResponse(step_batch=batch))
 
     def _rows(self, submit: engine_pb2.Submit, script: Script) -> list[engine_pb2.StepRow]:
-        limit = min(len(script.tokens), submit.max_output_tokens)
-        if script.fail_after is not None:
-            limit = min(limit, script.fail_after)
+        cuts = (submit.max_output_tokens, script.fail_after, script.expire_after)
+        limit = min(len(script.tokens), *(cut for cut in cuts if cut is not None))
         rows = []
+        if script.admits_early:
+            rows.append(engine_pb2.StepRow(epoch=submit.epoch))
         for start in range(0, limit, script.per_step):
             tokens = script.tokens[start : min(start + script.per_step, limit)]
             rows.append(engine_pb2.StepRow(epoch=submit.epoch, first_index=start, token_ids=tokens))
+            if script.logprobs:
+                rows[-1].logprobs.CopyFrom(logprobs_of(start, tokens[0]))
+        if script.fail_after is not None or script.expire_after is not None:
+            rows.append(engine_pb2.StepRow(epoch=submit.epoch, first_index=limit))
+        rows[0].cached_tokens = script.cached_tokens
+        rows[-1].finish_reason = _finish_reason(submit, script, limit)
         if script.fail_after is not None:
-            reason = engine_pb2.FINISH_REASON_FAILED
-            last = engine_pb2.StepRow(epoch=submit.epoch, first_index=limit, failure="lost it")
-            rows.append(last)
-        elif script.tokens[limit - 1] == RETURN:
-            reason = engine_pb2.FINISH_REASON_STOP
-        elif script.tokens[limit - 1] == CALL:
-            reason = engine_pb2.FINISH_REASON_TOOL_CALL
-        else:
-            reason = engine_pb2.FINISH_REASON_LENGTH
-        rows[-1].finish_reason = reason
+            rows[-1].failure = "lost it"
         return rows
+
+
+def logprobs_of(index: int, token: int) -> engine_pb2.TokenLogprobs:
+    """What a Script with ``logprobs`` says of a token."""
+    return engine_pb2.TokenLogprobs(
+        index=index, logprob=-index / 8, top_token_ids=[token, 17], top_logprobs=[-index / 8, -99.0]
+    )
+
+
+def _finish_reason(
+    submit: engine_pb2.Submit, script: Script, limit: int
+) -> "engine_pb2.FinishReason.ValueType":
+    if script.fail_after is not None:
+        return engine_pb2.FINISH_REASON_FAILED
+    if script.expire_after is not None:
+        return engine_pb2.FINISH_REASON_EXPIRED
+    last = script.tokens[limit - 1]
+    if last == RETURN or last in submit.channel_rules.stop_token_ids:
+        return engine_pb2.FINISH_REASON_STOP
+    return engine_pb2.FINISH_REASON_TOOL_CALL if last == CALL else engine_pb2.FINISH_REASON_LENGTH
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from moeray.cluster.contracts import EngineInfo
 from moeray.cluster.gateway_process import GatewayProcess, GatewaySettings
 from moeray.cluster.gateway_server import ServerOptions
+from moeray.cluster.metrics_server import MetricsOptions
 from moeray.cluster.placement import PlacementLimits
 from moeray.cluster.router import RouterActor
 from moeray.cluster.tokenizer import HarmonyTokenizer
@@ -80,6 +81,7 @@ async def running_gateway(
     reflection: bool = True,
     no_engine_wait_s: float = 5.0,
     max_sequence_tokens: int = 4096,
+    metrics: MetricsOptions | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """A gateway with these engines registered. Their load is never reported, nor asked for."""
     router = RouterActor(limits or PlacementLimits(engine_timeout_s=3600.0))
@@ -87,7 +89,8 @@ async def running_gateway(
         server=ServerOptions(host="127.0.0.1", port=0, reflection=reflection),
         cluster_token=TOKEN,
         no_engine_wait_s=no_engine_wait_s,
-        drain_grace_s=0.0,
+        drain_grace_s=0,
+        metrics=metrics,
     )
     async with AsyncExitStack() as stack:
         for engine in engines:

@@ -79,7 +79,9 @@ async def test_the_engine_is_told_what_was_asked() -> None:
     assert submit.channel_rules == renderer.channel_rules(valid)
     assert submit.channel_rules.thinking_budget == 40
     assert (submit.max_output_tokens, submit.priority, submit.epoch) == (99, 7, 1)
-    assert submit.sampling == engine_pb2.Sampling(temperature=0.5, top_p=0.9, top_k=5, seed=11)
+    assert submit.sampling == engine_pb2.Sampling(
+        temperature=0.5, top_p=0.9, top_k=5, seed=11, repetition_penalty=1.0
+    )
 
 
 async def test_what_waits_together_is_one_event() -> None:
@@ -104,7 +106,7 @@ async def test_a_tool_call_streams_in_parts(per_step: int) -> None:
     assert "".join(part.arguments for part in parts) == arguments
     assert events[-1].finished.reason == pb.FINISH_REASON_TOOL_CALL
     assert events[-2].usage.tool_call_tokens == len(tokenizer().encode(arguments))
-    (call,) = whole.tool_calls
+    (call,) = whole.answers[0].tool_calls
     assert (call.name, call.arguments) == ("get_weather", arguments)
     assert call.id != parts[0].start.id
 
@@ -142,9 +144,12 @@ async def test_complete_is_the_same_answer_in_one_message() -> None:
     engine = FakeEngine("e1", scripts=[Script(ANSWER)])
     async with running_gateway(engine) as gateway:
         whole = await gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
-    assert (whole.analysis, whole.final) == ("Adding two numbers.", "It is four, naïvely: 🙂.")
-    assert whole.finish_reason == pb.FINISH_REASON_STOP and whole.model == "tiny"
-    assert whole.usage.output_tokens == len(ANSWER) and whole.request_id
+    assert whole.model == "tiny" and whole.request_id
+    (answer,) = whole.answers
+    assert (answer.analysis, answer.final) == ("Adding two numbers.", "It is four, naïvely: 🙂.")
+    assert answer.finished == pb.Finished(reason=pb.FINISH_REASON_STOP)
+    assert answer.usage.output_tokens == len(ANSWER)
+    assert not answer.token_ids and not answer.logprobs
 
 
 async def test_cancelling_frees_the_engine_and_the_place() -> None:
@@ -159,7 +164,7 @@ async def test_cancelling_frees_the_engine_and_the_place() -> None:
         assert not waiting.done() and len(engine.submits) == 1
         call.cancel()
         await until(lambda: engine.cancelled == [engine.submits[0].request_key])
-        assert (await waiting).final
+        assert (await waiting).answers[0].final
         info = await gateway.stub.GetServerInfo(pb.GetServerInfoRequest())
         assert info.running_requests == 0
 
@@ -253,6 +258,6 @@ async def test_two_calls_with_one_request_id_are_two_requests() -> None:
         await anext(aiter(held))
         generation = pb.CompleteRequest(generation=ask())
         whole = await gateway.stub.Complete(generation, metadata=metadata)
-        assert whole.final and whole.request_id == "same"
+        assert whole.answers[0].final and whole.request_id == "same"
         assert engine.cancelled == []
         held.cancel()

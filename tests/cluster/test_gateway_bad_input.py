@@ -28,9 +28,15 @@ INVALID = [
     ("conversation_id", ask(conversation_id="c" * 200)),
     ("tools[0].parameters_json_schema", ask(tools=[pb.Tool(name="f", parameters_json_schema="[")])),
     ("tools[0].name", ask(tools=[pb.Tool(name="no spaces")])),
-    ("stop", ask(stop=["x"])),
-    ("top_logprobs", ask(top_logprobs=1)),
-    ("cache_salt", ask(cache_salt="s")),
+    ("stop[1]", ask(stop=["x", ""])),
+    ("stop_token_ids[0]", ask(stop_token_ids=[200_002])),
+    ("top_logprobs", ask(top_logprobs=21)),
+    ("cache_salt", ask(cache_salt="s" * 129)),
+    ("n", ask(n=17)),
+    ("min_output_tokens", ask(min_output_tokens=20, max_output_tokens=19)),
+    ("min_output_tokens", ask(min_output_tokens=257)),
+    ("sampling.logit_bias[200002]", ask(sampling=pb.Sampling(logit_bias={200_002: 1.0}))),
+    ("response_format", ask(response_format=pb.ResponseFormat())),
     ("messages", ask("long " * 5000)),
 ]
 

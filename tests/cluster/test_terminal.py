@@ -24,8 +24,8 @@ def shown(*, show_analysis: bool) -> str:
     )
     for event in events():
         printer.add(event)
-    assert printer.answer.response.final == "answer [bold]"
-    assert printer.answer.response.analysis == "think"
+    assert printer.answer.first.final == "answer [bold]"
+    assert printer.answer.first.analysis == "think"
     return out.getvalue()
 
 
@@ -46,7 +46,7 @@ def test_tool_calls_are_shown() -> None:
         printer.add(pb.GenerateResponse(tool_call=part))
     printer.add(pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_TOOL_CALL)))
     assert out.getvalue() == '[call get_weather]\n{"city":1}\n'
-    assert printer.answer.response.tool_calls[0].arguments == '{"city":1}'
+    assert printer.answer.first.tool_calls[0].arguments == '{"city":1}'
 
 
 def test_escape_sequences_are_defused() -> None:

@@ -7,12 +7,13 @@ from moeray.cluster.generation import GenerationRequest, Message, Role, Sampling
 from moeray.cluster.validation import check_length
 
 
-def length(prompt_tokens: int, asked: int | None, **limits: int) -> int:
+def length(prompt_tokens: int, asked: int | None, least: int = 0, **limits: int) -> int:
     request = GenerationRequest(
         model="",
         messages=(Message(role=Role.USER, content="Hi"),),
         sampling=SamplingParams(seed=0),
         max_output_tokens=asked,
+        min_output_tokens=least,
         current_date="2025-11-01",
     )
     defaults = {
@@ -30,21 +31,24 @@ def test_lengths_that_fit() -> None:
     assert length(784, None) == 16
     assert length(784, 16) == 16
     assert length(984, None, max_sequence_tokens=5000) == 16
+    assert length(100, None, least=200) == 200
 
 
 @pytest.mark.parametrize(
-    ("prompt", "asked", "path", "numbers"),
+    ("prompt", "asked", "least", "path", "numbers"),
     [
-        (785, None, "messages", ["785", "800", "16"]),
-        (5000, 16, "messages", ["5000", "800"]),
-        (100, 701, "max_output_tokens", ["701", "700", "100", "800"]),
+        (785, None, 0, "messages", ["785", "800", "16"]),
+        (5000, 16, 0, "messages", ["5000", "800"]),
+        (100, 701, 0, "max_output_tokens", ["701", "700", "100", "800"]),
+        (100, None, 201, "min_output_tokens", ["201", "200"]),
+        (780, None, 21, "min_output_tokens", ["21", "20"]),
     ],
 )
 def test_lengths_that_do_not_fit_are_refused_with_both_numbers(
-    prompt: int, asked: int | None, path: str, numbers: list[str]
+    prompt: int, asked: int | None, least: int, path: str, numbers: list[str]
 ) -> None:
     with pytest.raises(InvalidRequest) as error:
-        length(prompt, asked)
+        length(prompt, asked, least)
     (violation,) = error.value.violations
     assert violation.field == path
     for number in numbers:

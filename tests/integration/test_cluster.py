@@ -45,7 +45,11 @@ def stub(server: Server) -> Iterator[inference_pb2_grpc.InferenceServiceStub]:
         yield inference_pb2_grpc.InferenceServiceStub(channel)
 
 
-def ask(client: Client, request: pb.GenerateRequest) -> pb.CompleteResponse:
+def ask(client: Client, request: pb.GenerateRequest) -> pb.Answer:
+    return ask_whole(client, request).answers[0]
+
+
+def ask_whole(client: Client, request: pb.GenerateRequest) -> pb.CompleteResponse:
     answer = WholeAnswer()
     for event in client.generate(request, timeout_s=120):
         answer.add(event)
@@ -78,7 +82,7 @@ def test_an_answer_at_each_effort(client: Client, effort: str, budget: int) -> N
     assert usage.output_tokens == sum(
         (usage.reasoning_tokens, usage.final_tokens, usage.control_tokens)
     )
-    assert answer.finish_reason == pb.FINISH_REASON_LENGTH
+    assert answer.finished.reason == pb.FINISH_REASON_LENGTH
 
 
 def test_a_budget_of_zero_answers_at_once(client: Client) -> None:
@@ -126,8 +130,10 @@ def test_complete_is_generate_in_one_message(
 ) -> None:
     request = user_request("hi", thinking_budget=4, max_output_tokens=24, seed=3)
     whole = stub.Complete(pb.CompleteRequest(generation=request))
-    streamed = ask(client, request)
+    streamed = ask_whole(client, request)
     streamed.request_id = whole.request_id
+    # The second finds the prompt of the first.
+    streamed.answers[0].usage.cached_tokens = whole.answers[0].usage.cached_tokens
     assert whole == streamed
 
 
@@ -170,7 +176,7 @@ def test_bad_input_disturbs_nobody(stub: inference_pb2_grpc.InferenceServiceStub
     answer = WholeAnswer()
     for event in good:
         answer.add(event)
-    assert answer.response.usage.output_tokens == 200
+    assert answer.first.usage.output_tokens == 200
 
 
 def violated_fields(error: grpc.RpcError) -> set[str]:
@@ -185,9 +191,9 @@ def test_generate_command(server: Server) -> None:
     arguments = ("hi", "--effort", "low", "--thinking-budget", "4", "--max-output-tokens", "20")
     said = run("generate", *arguments, "--target", server.target, "--json")
     assert said.returncode == 0, said.stderr
-    answer = json.loads(said.stdout)
+    (answer,) = json.loads(said.stdout)["answers"]
     assert answer["usage"]["reasoning_tokens"] <= 4
-    assert answer["finish_reason"] == "FINISH_REASON_LENGTH"
+    assert answer["finished"]["reason"] == "FINISH_REASON_LENGTH"
     assert answer["final"]
     shown = run("generate", *arguments, "--target", server.target, "--show-analysis")
     assert "[final]\n" in shown.stdout

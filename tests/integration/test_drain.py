@@ -33,5 +33,5 @@ def test_a_running_answer_is_finished() -> None:
         assert server.stop(signal.SIGTERM) == 0, server.output
         listener.join(30)
     assert "draining" in server.output
-    assert answer.response.finish_reason == pb.FINISH_REASON_LENGTH
-    assert answer.response.usage.output_tokens == 250
+    assert answer.first.finished.reason == pb.FINISH_REASON_LENGTH
+    assert answer.first.usage.output_tokens == 250

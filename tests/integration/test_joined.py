@@ -46,7 +46,7 @@ def answers(target: str) -> bool:
         request = user_request("hi", thinking_budget=2, max_output_tokens=16)
         for event in client.generate(request, timeout_s=60):
             answer.add(event)
-    return bool(answer.response.final)
+    return bool(answer.first.final)
 
 
 def test_a_joined_ray_cluster(ray_address: str) -> None:
