@@ -11,6 +11,7 @@ SOURCES_LIST := $(VENV)/sources.txt
 PROTOS := moeray/v1/inference.proto moeray/engine/v1/engine.proto
 LIST_SOURCES := find cluster kernels worker protos -name '*.py' -o -name '*.pyi' | sort
 PYTEST_FLAGS ?=
+TEST_PROCESSES ?= 2
 
 # The embedded checkpoint of demo and tests stays inside the repository.
 export MOERAY_CACHE_DIR ?= $(CURDIR)/.cache/moeray
@@ -42,8 +43,10 @@ $(VENV)/installed: $(VENV)/dependencies $(SOURCES_LIST)
 demo: setup
 	$(BIN)/moeray demo --ranks 2
 
+# Tests of whole clusters run alone: they fill a small machine.
 test: lint
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(BIN)/pytest -m 'not cluster' -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/pytest -m cluster $(PYTEST_FLAGS)
 
 lint: setup
 	$(BIN)/ruff check

@@ -19,12 +19,13 @@ import structlog
 from moeray.cluster.answer_observer import ObserveAnswer
 from moeray.cluster.catalogue import Catalogue, ServedModel
 from moeray.cluster.contracts import Placement, PlacementRequest
-from moeray.cluster.engine_link import EngineLinks, RequestStream
+from moeray.cluster.engine_link import EngineLinks
 from moeray.cluster.errors import Unavailable
 from moeray.cluster.generation import GenerationRequest
 from moeray.cluster.harmony import HarmonyRenderer
 from moeray.cluster.interceptors import Call
 from moeray.cluster.parallel_answers import answer_seed, merged
+from moeray.cluster.request_stream import RequestStream
 from moeray.cluster.router_client import RouterClient
 from moeray.cluster.stop_strings import StopStrings
 from moeray.cluster.token_log import TokenLog

@@ -101,6 +101,7 @@ def _gateway_settings(spec: EngineSpec, port: int) -> GatewaySettings:
         # The embedded model uses the packaged vocabulary, so its folder need not be on this node.
         checkpoint=settings.model,
         no_engine_wait_s=settings.no_engine_timeout_s,
+        flush_s=settings.flush_ms / 1e3,
         drain_grace_s=settings.drain_timeout_s,
         metrics=MetricsOptions.of(settings),
         log_level=settings.log_level,

@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     log_level: LogLevel = "info"
     """Log lines that are less grave are not written."""
 
+    flush_ms: Annotated[float, Field(ge=0, le=1000)] = 20.0
+    """How many milliseconds tokens may wait for more of their answer. A message costs a gateway far
+    more than a token. 0: each step of the engine is sent at once."""
+
     engines: Annotated[int, Field(ge=1, le=1024)] = 1
     """Engine replicas: expert-parallel groups. A fixed number; max_engines has them scale."""
     min_engines: Annotated[int, Field(ge=0, le=1024)] | None = None

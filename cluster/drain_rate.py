@@ -21,7 +21,8 @@ class DrainRate:
         """A place was released that held this many tokens."""
         self._releases.append((now, tokens))
         self._tokens += tokens
-        self._forget(now)
+        if now - self._releases[0][0] > self._window_s:
+            self._forget(now)
 
     def delay_s(self, requests: int, tokens: int, now: float) -> float:
         """Seconds until this many requests of this many tokens in all will have found places.

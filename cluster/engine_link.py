@@ -10,13 +10,14 @@ engine is registered.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Final, Self
+from typing import Final
 
 import grpc
 import structlog
 
 from moeray.cluster.contracts import EngineInfo
-from moeray.cluster.errors import DeadlineExpired, MoerayError, Unavailable
+from moeray.cluster.errors import Unavailable
+from moeray.cluster.request_stream import RequestStream
 from moeray.engine.v1 import engine_pb2, engine_pb2_grpc
 from moeray.vocabulary.cluster_token import (
     NONCE_METADATA,
@@ -57,101 +58,19 @@ class LinkBroken(Exception):
     """The stream cannot be used any more."""
 
 
-class RequestStream:
-    """One try of one request: an async iterator of the rows that piled up, in order.
-
-    Ends after the row with a finish reason, or when it is closed. Raises Unavailable when the
-    request is lost, and DeadlineExpired when its time ran out, at once, also where rows were still
-    to be read. Close it when done: a request that still runs is cancelled at the engine.
-    """
-
-    def __init__(self, link: "EngineLink", key: int, epoch: int) -> None:
-        self._link = link
-        self.key = key
-        self.epoch = epoch
-        self._cached_tokens: int | None = None
-        self._rows: list[engine_pb2.StepRow] = []
-        self._next_index = 0
-        self._finished = False
-        self._failure: MoerayError | None = None
-        self._news = asyncio.Event()
-
-    async def admission(self) -> int:
-        """Wait for the first row, which may hold no token yet; it is left to be read.
-
-        Returns the prompt tokens that were found in the prefix cache.
-        """
-        while self._cached_tokens is None:
-            await self._wait_for_news()
-        return self._cached_tokens
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[engine_pb2.StepRow]:
-        while not self._rows and not self._finished:
-            await self._wait_for_news()
-        if self._failure is not None:
-            raise self._failure
-        if not self._rows:
-            raise StopAsyncIteration
-        rows, self._rows = self._rows, []
-        return rows
-
-    def close(self) -> None:
-        """End it here: no more rows come. Closing it again changes nothing."""
-        self._link.forget(self, cancel=not self._finished and self._failure is None)
-        self._finished = True
-
-    def take_result(self, result: engine_pb2.SubmitResult) -> None:
-        if result.epoch != self.epoch:
-            return
-        if result.refusal:
-            self.fail(f"the engine refused the request: {result.refusal}")
-
-    def take_row(self, row: engine_pb2.StepRow) -> None:
-        if row.epoch < self.epoch or self._finished or self._failure is not None:
-            return
-        if row.epoch > self.epoch or row.first_index != self._next_index:
-            self.fail(
-                f"tokens were lost: expected epoch {self.epoch} index {self._next_index},"
-                f" got epoch {row.epoch} index {row.first_index}"
-            )
-            self._link.forget(self, cancel=True)
-        elif row.finish_reason == engine_pb2.FINISH_REASON_FAILED:
-            self.fail(row.failure or "the engine lost the request")
-        elif row.finish_reason == engine_pb2.FINISH_REASON_EXPIRED:
-            self._end(DeadlineExpired("the request's time ran out"))
-        else:
-            if self._cached_tokens is None:
-                self._cached_tokens = row.cached_tokens
-            self._next_index += len(row.token_ids)
-            self._rows.append(row)
-            self._finished = row.finish_reason != engine_pb2.FINISH_REASON_UNSPECIFIED
-            self._news.set()
-
-    def fail(self, message: str) -> None:
-        self._end(Unavailable(message))
-
-    def _end(self, failure: MoerayError) -> None:
-        self._failure = self._failure or failure
-        self._news.set()
-
-    async def _wait_for_news(self) -> None:
-        if self._failure is None:
-            await self._news.wait()
-            self._news.clear()
-        if self._failure is not None:
-            raise self._failure
-
-
 class EngineLink:
-    """One stream to one engine, kept open."""
+    """One stream to one engine, kept open. ``flush_s`` is how long tokens may wait for company."""
 
     def __init__(
-        self, engine: EngineInfo, token: bytes, on_break: Callable[[], None] | None = None
+        self,
+        engine: EngineInfo,
+        token: bytes,
+        *,
+        flush_s: float = 0.0,
+        on_break: Callable[[], None] | None = None,
     ) -> None:
         self.engine = engine
+        self._flush_s = flush_s
         self._on_break = on_break
         self._token = token
         self._log = structlog.get_logger("moeray.engine_link").bind(engine_id=engine.engine_id)
@@ -162,6 +81,9 @@ class EngineLink:
         self._acknowledged = 0
         self._silent_ticks = 0
         self._ack_timer: asyncio.TimerHandle | None = None
+        self._holding: set[RequestStream] = set()
+        """Streams with rows that wait for company."""
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._leaving = False
         self._task = asyncio.create_task(self._run())
 
@@ -180,7 +102,9 @@ class EngineLink:
                 await self._connected.wait()
         except TimeoutError:
             raise Unavailable(f"no link to engine {self.engine.engine_id}") from None
-        stream = RequestStream(self, submit.request_key, submit.epoch)
+        stream = RequestStream(
+            submit.request_key, submit.epoch, flush_s=self._flush_s, forget=self.forget
+        )
         self._open[stream.key] = stream
         self._outgoing.put_nowait(engine_pb2.ConnectRequest(submit=submit))
         return stream
@@ -293,13 +217,33 @@ class EngineLink:
         if batch.sequence_number != self._received + 1:
             raise LinkBroken(f"batch {batch.sequence_number} came after {self._received}")
         self._received = batch.sequence_number
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for row in batch.rows:
             if (stream := self._open.get(row.request_key)) is not None:
-                stream.take_row(row)
+                if stream.take_row(row, now):
+                    self._holding.discard(stream)
+                else:
+                    self._holding.add(stream)
+        self._plan_flush()
         if self._received - self._acknowledged >= ACK_BATCHES:
             self._acknowledge()
         elif self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(ACK_S, self._acknowledge)
+            self._ack_timer = loop.call_later(ACK_S, self._acknowledge)
+
+    def _plan_flush(self) -> None:
+        if self._holding and self._flush_timer is None:
+            first = min(stream.flush_at for stream in self._holding)
+            self._flush_timer = asyncio.get_running_loop().call_at(first, self._flush)
+
+    def _flush(self) -> None:
+        """Hands out what was held, where no later row has done so."""
+        self._flush_timer = None
+        now = asyncio.get_running_loop().time()
+        for stream in [stream for stream in self._holding if stream.flush_at <= now]:
+            stream.flush(now)
+            self._holding.discard(stream)
+        self._plan_flush()
 
     def _acknowledge(self) -> None:
         if self._ack_timer is not None:
@@ -312,9 +256,11 @@ class EngineLink:
 
     def _disconnect(self, reason: str) -> None:
         self._connected.clear()
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
+        for timer in (self._ack_timer, self._flush_timer):
+            if timer is not None:
+                timer.cancel()
+        self._ack_timer = self._flush_timer = None
+        self._holding.clear()
         self._received = self._acknowledged = 0
         self._outgoing = asyncio.Queue()
         for stream in self._open.values():
@@ -325,10 +271,11 @@ class EngineLink:
 class EngineLinks:
     """The links of one gateway, one for each registered engine."""
 
-    def __init__(self, token: bytes) -> None:
+    def __init__(self, token: bytes, *, flush_s: float = 0.0) -> None:
         self.breaks = 0
         """How often a link broke."""
         self._token = token
+        self._flush_s = flush_s
         self._links: dict[str, EngineLink] = {}
         self._leaving: set[EngineLink] = set()
         self._changed = asyncio.Event()
@@ -342,7 +289,9 @@ class EngineLinks:
             link.leave()
             self._leaving.add(link)
         for engine_id in listed.keys() - self._links.keys():
-            self._links[engine_id] = EngineLink(listed[engine_id], self._token, self._count_break)
+            self._links[engine_id] = EngineLink(
+                listed[engine_id], self._token, flush_s=self._flush_s, on_break=self._count_break
+            )
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -6,9 +6,12 @@ Pure policy: no Ray, no clock of its own. When an engine goes, everything known 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moeray.cluster.contracts import EngineInfo, KvEvents, LivePlacement, PlacementRequest
+from moeray.cluster.contracts import EngineInfo, KvEvents, Placement, PlacementRequest
 from moeray.cluster.kv_ledger import KvLedger
 from moeray.cluster.ranks import Rank, RankOrder
+
+Held = tuple[Placement, int]
+"""A placement and its tokens: prompt and limit on output."""
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class EngineTable:
     def infos(self) -> list[EngineInfo]:
         return [engine.info for engine in self._engines.values()]
 
-    def add(self, info: EngineInfo, held: Iterable[LivePlacement], now: float) -> None:
+    def add(self, info: EngineInfo, held: Iterable[Held], now: float) -> None:
         """Offer an engine's places but those that are held; it replaces one of the same id."""
         self.remove(info.engine_id)
         ranks = []
@@ -47,8 +50,8 @@ class EngineTable:
         for rank in ranks:
             order.add(rank)
         self._engines[info.engine_id] = _Engine(info, now, ranks)
-        for live in held:
-            self.count(live, +1)
+        for placed in held:
+            self.count(placed, +1)
         self.version += 1
 
     def remove(self, engine_id: str) -> None:
@@ -88,14 +91,13 @@ class EngineTable:
                 wanted.add(events.rank)
         return sorted(wanted)
 
-    def count(self, live: LivePlacement, sign: int) -> None:
+    def count(self, placed: Held, sign: int) -> None:
         """A placement is held (+1) or not any more (-1). Its engine may be gone."""
-        engine = self._engines.get(live.placement.engine_id)
-        if engine is not None and live.placement.rank < engine.info.ranks:
-            rank = engine.ranks[live.placement.rank]
-            rank.requests += sign
-            rank.tokens += sign * _held_tokens(live)
-            rank.weigh()
+        placement = placed[0]
+        engine = self._engines.get(placement.engine_id)
+        if engine is not None and placement.rank < len(engine.ranks):
+            rank = engine.ranks[placement.rank]
+            rank.hold(sign, sign * _tokens_to_compute(placed))
             if sign < 0:
                 self._orders[rank.model].work_left(rank)
 
@@ -112,18 +114,18 @@ class EngineTable:
         avoid = request.avoid_engine_ids
         return order is not None and any(rank.engine_id not in avoid for rank in order.ranks)
 
-    def check_integrity(self, held: Iterable[LivePlacement]) -> None:
+    def check_integrity(self, held: Iterable[Held]) -> None:
         """Assert that places, orders and ledger agree with the placements and each other."""
         held = list(held)
         ranks = [rank for engine in self._engines.values() for rank in engine.ranks]
         for rank in ranks:
             here = [
-                live
-                for live in held
-                if (live.placement.engine_id, live.placement.rank) == (rank.engine_id, rank.number)
+                placed
+                for placed in held
+                if (placed[0].engine_id, placed[0].rank) == (rank.engine_id, rank.number)
             ]
             assert rank.requests == len(here), f"{rank.engine_id}/{rank.number}: places"
-            assert rank.tokens == sum(_held_tokens(live) for live in here), "tokens"
+            assert rank.tokens == sum(_tokens_to_compute(placed) for placed in here), "tokens"
         for model, order in self._orders.items():
             assert order.ranks == {rank for rank in ranks if rank.model == model}
             assert order.ranks, "a model without an engine"
@@ -131,6 +133,6 @@ class EngineTable:
         self.ledger.check_integrity(ranks)
 
 
-def _held_tokens(live: LivePlacement) -> int:
-    """Tokens that the placement has its rank compute, at most."""
-    return live.tokens - live.placement.cached_tokens
+def _tokens_to_compute(placed: Held) -> int:
+    """Of its rank, at most."""
+    return placed[1] - placed[0].cached_tokens

@@ -41,6 +41,8 @@ class GatewaySettings:
     """The served checkpoint's folder, for its tokenizer. None: the packaged vocabulary."""
     no_engine_wait_s: float = 30.0
     """How long a request waits while no engine is registered."""
+    flush_s: float = 0.0
+    """How long tokens may wait for more of their answer, so that fewer messages are sent."""
     drain_grace_s: float = 30.0
     """How long running answers may take to finish when the gateway stops."""
     metrics: MetricsOptions | None = None
@@ -66,7 +68,7 @@ class GatewayProcess:
     ) -> None:
         self._settings = settings
         self._catalogue = Catalogue(settings.model)
-        self._links = EngineLinks(settings.cluster_token)
+        self._links = EngineLinks(settings.cluster_token, flush_s=settings.flush_s)
         self._router = RouterClient(router, gateway_id, self._take_engines)
         renderer = HarmonyRenderer(tokenizer)
         metrics = GatewayMetrics(

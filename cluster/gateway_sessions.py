@@ -49,20 +49,14 @@ class GatewaySessions:
         """Keep an outcome for a gateway that has a session."""
         self._sessions[gateway_id].outcomes[outcome.request_id] = outcome
 
-    def drop_outcome(self, gateway_id: str, request_id: str) -> None:
-        """Nobody waits for this outcome any more, if there is one."""
-        if (session := self._sessions.get(gateway_id)) is not None and session.outcomes:
-            session.outcomes.pop(request_id, None)
-
-    def has_outcomes(self, gateway_id: str) -> bool:
+    def outcomes(self, gateway_id: str) -> dict[str, Placement | Refused]:
+        """Outcomes that wait for the gateway, by request id: those taken out are dropped."""
         session = self._sessions.get(gateway_id)
-        return session is not None and bool(session.outcomes)
+        return {} if session is None else session.outcomes
 
     def take_outcomes(self, gateway_id: str) -> list[Placement | Refused]:
         """Outcomes of requests that waited, each handed out once."""
-        session = self._sessions.get(gateway_id)
-        if session is None:
-            return []
-        outcomes = list(session.outcomes.values())
-        session.outcomes.clear()
-        return outcomes
+        outcomes = self.outcomes(gateway_id)
+        taken = list(outcomes.values())
+        outcomes.clear()
+        return taken

@@ -17,6 +17,9 @@ from itertools import takewhile
 from moeray.cluster.contracts import KvEvents
 from moeray.cluster.ranks import Rank
 
+FEW = 4
+"""Holders of a block that are compared with those of another."""
+
 
 class KvLedger:
     """The blocks of all ranks. It holds nothing that no rank holds."""
@@ -53,12 +56,35 @@ class KvLedger:
         """The ranks that have a full-attention block."""
         return self._holders.get(block_hash, ())
 
-    def depth(self, hashes: Sequence[bytes], limit: int) -> int:
-        """A depth no rank's prefix reaches beyond, of the first ``limit`` blocks of a prompt.
+    def deepest(self, hashes: Sequence[bytes], limit: int) -> tuple[int, tuple[Rank, ...], int]:
+        """How far the ranks reach into the first ``limit`` blocks, in O(log limit) look-ups.
 
-        It is the longest one, but for chains that lost a block in their middle everywhere.
+        Returns a depth that no rank's prefix goes beyond, the ranks that have the block there, and
+        a depth that no other rank's prefix comes to. The first is that of the longest prefix, but
+        for chains that lost a block in their middle everywhere.
         """
-        return chain_end(self._holders, hashes, limit)
+        known = self._holders.get
+        if not limit or (holders := known(hashes[0])) is None:
+            return 0, (), 1
+        end, own, beyond = 1, 1, limit + 1
+        while beyond - end > 1 and len(holders) > 1:
+            middle = (end + beyond) // 2
+            found = known(hashes[middle - 1])
+            if found is None:
+                beyond = middle
+                continue
+            end = middle
+            if len(found) > FEW or found != holders:
+                own, holders = middle, found
+        if len(holders) == 1:
+            full = holders[0].full
+            while beyond - end > 1:
+                middle = (end + beyond) // 2
+                if hashes[middle - 1] in full:
+                    end = middle
+                else:
+                    beyond = middle
+        return end, holders, own
 
     def _replace(self, rank: Rank, full: set[bytes], window: set[bytes]) -> None:
         self._remove(rank, list(rank.full - full))
@@ -134,4 +160,7 @@ def windowed_end(rank: Rank, hashes: Sequence[bytes], end: int) -> int:
 
 def usable_blocks(hashes: Sequence[bytes], prompt_tokens: int, block_tokens: int) -> int:
     """How many blocks of a prompt a hit may have: the last token is always computed."""
-    return min(len(hashes), max(0, prompt_tokens - 1) // block_tokens)
+    usable = (prompt_tokens - 1) // block_tokens
+    if usable >= len(hashes):
+        return len(hashes)
+    return usable if usable > 0 else 0

@@ -25,10 +25,10 @@ from moeray.cluster.contracts import (
     Waiting,
 )
 from moeray.cluster.drain_rate import DrainRate
-from moeray.cluster.engine_table import EngineTable
+from moeray.cluster.engine_table import EngineTable, Held
 from moeray.cluster.gateway_sessions import GatewaySessions
 from moeray.cluster.rank_choice import RankChoice
-from moeray.cluster.ranks import Rank
+from moeray.cluster.ranks import Rank, RankOrder
 from moeray.cluster.recent_prefixes import RecentPrefixes
 from moeray.cluster.waiting_queue import WaitingEntry, WaitingQueue
 
@@ -69,7 +69,7 @@ class PlacementPolicy:
         self.limits = limits
         self._gateways = GatewaySessions(incarnation)
         self._engines = EngineTable()
-        self._held: dict[Key, LivePlacement] = {}
+        self._held: dict[Key, Held] = {}
         self._queue = WaitingQueue(
             max_requests=limits.max_waiting,
             max_tokens=limits.max_waiting_tokens,
@@ -98,7 +98,7 @@ class PlacementPolicy:
 
     def register_engine(self, info: EngineInfo, now: float) -> None:
         """Offer an engine's places. Registering again keeps what is held on it."""
-        held = (p for p in self._held.values() if p.placement.engine_id == info.engine_id)
+        held = (p for p in self._held.values() if p[0].engine_id == info.engine_id)
         self._engines.add(info, held, now)
         self._fill(now)
 
@@ -129,37 +129,46 @@ class PlacementPolicy:
     ) -> list[Placement | Waiting | Refused]:
         """``place`` for each, in order."""
         self._gateways.heartbeat(gateway_id, now)
-        return [self._place(gateway_id, request, now) for request in requests]
+        outcomes = self._gateways.outcomes(gateway_id)
+        return [self._place((gateway_id, r.request_id), r, outcomes, now) for r in requests]
 
     def _place(
-        self, gateway_id: str, request: PlacementRequest, now: float
+        self,
+        key: Key,
+        request: PlacementRequest,
+        outcomes: dict[str, Placement | Refused],
+        now: float,
     ) -> Placement | Waiting | Refused:
-        key = (gateway_id, request.request_id)
-        if (live := self._held.get(key)) is not None:
-            return live.placement
-        if key in self._queue:
+        if (placed := self._held.get(key)) is not None:
+            return placed[0]
+        if key in self._queue.by_key:
             return Waiting(request.request_id)
-        self._gateways.drop_outcome(gateway_id, request.request_id)
-        if refused := self._refusal(request, now):
+        if outcomes:
+            outcomes.pop(request.request_id, None)
+        order = self._engines.order(request.model)
+        if refused := self._refusal(request, order, now):
             return refused
-        if (chosen := self._choose(request, now)) is not None:
-            return self._hold(gateway_id, request, *chosen, now)
+        if order is not None and (chosen := self._choice.choose(order, request, now)) is not None:
+            return self._hold(key, request, chosen, now)
         if not self._queue.has_room(request.prompt_tokens):
             return self._try_later(request, "queue_full", "the waiting queue is full", now)
-        entry = self._queue.add(gateway_id, request, now)
+        entry = self._queue.add(key[0], request, now)
         self._note_stranded(entry, now)
         return Waiting(request.request_id)
 
     def release(self, gateway_id: str, request_ids: Iterable[str], now: float) -> None:
         """Free places and queue entries; ids that are not known are none to free."""
+        outcomes = self._gateways.outcomes(gateway_id)
         for request_id in request_ids:
-            self._gateways.drop_outcome(gateway_id, request_id)
-            live = self._held.pop((gateway_id, request_id), None)
-            if live is not None:
-                self._engines.count(live, -1)
-                self._drain.note(live.tokens, now)
+            if outcomes:
+                outcomes.pop(request_id, None)
+            key = (gateway_id, request_id)
+            placed = self._held.pop(key, None)
+            if placed is not None:
+                self._engines.count(placed, -1)
+                self._drain.note(placed[1], now)
             else:
-                self._queue.remove((gateway_id, request_id))
+                self._queue.remove(key)
         self._fill(now)
 
     def announce(self, gateway_id: str, placements: Iterable[LivePlacement], now: float) -> None:
@@ -169,11 +178,11 @@ class PlacementPolicy:
             key = (gateway_id, live.placement.request_id)
             if key not in self._held:
                 self._queue.remove(key)
-                self._held[key] = live
-                self._engines.count(live, +1)
+                self._held[key] = placed = (live.placement, live.tokens)
+                self._engines.count(placed, +1)
 
     def has_outcomes(self, gateway_id: str) -> bool:
-        return self._gateways.has_outcomes(gateway_id)
+        return bool(self._gateways.outcomes(gateway_id))
 
     def take_outcomes(self, gateway_id: str) -> list[Placement | Refused]:
         """Outcomes of requests that waited, each handed out once."""
@@ -205,10 +214,12 @@ class PlacementPolicy:
         self.release(gateway_id, held + waiting, now)
         self._gateways.forget(gateway_id)
 
-    def _refusal(self, request: PlacementRequest, now: float) -> Refused | None:
+    def _refusal(
+        self, request: PlacementRequest, order: RankOrder | None, now: float
+    ) -> Refused | None:
         if _is_expired(request, now):
             return self._refuse(request, "deadline", "the deadline passed")
-        if self._engines.order(request.model) is None and len(self._engines):
+        if order is None and len(self._engines):
             message = f"no engine serves the model {request.model!r}"
             return self._refuse(request, "model_not_found", message)
         return None
@@ -232,15 +243,15 @@ class PlacementPolicy:
         return None if order is None else self._choice.choose(order, request, now)
 
     def _hold(
-        self, gateway_id: str, request: PlacementRequest, rank: Rank, matched: int, now: float
+        self, key: Key, request: PlacementRequest, chosen: tuple[Rank, int], now: float
     ) -> Placement:
-        placement = Placement(
-            request.request_id, rank.engine_id, rank.number, matched * rank.block_tokens
-        )
-        live = LivePlacement(placement, request.prompt_tokens + request.max_output_tokens)
-        self._held[gateway_id, request.request_id] = live
+        rank, matched = chosen
+        cached = matched * rank.block_tokens
+        placement = Placement(request.request_id, rank.engine_id, rank.number, cached)
+        tokens = request.prompt_tokens + request.max_output_tokens
+        self._held[key] = placement, tokens
         self._choice.note(request, rank, matched, now)
-        self._engines.count(live, +1)
+        rank.hold(1, tokens - cached)
         self._placed_total += 1
         self._prompt_blocks_total += len(request.block_hashes)
         self._matched_blocks_total += matched
@@ -254,7 +265,8 @@ class PlacementPolicy:
             if _is_expired(entry.request, now):
                 continue
             if (chosen := self._choose(entry.request, now)) is not None:
-                self._settle(entry, self._hold(entry.gateway_id, entry.request, *chosen, now))
+                key = (entry.gateway_id, entry.request.request_id)
+                self._settle(entry, self._hold(key, entry.request, chosen, now))
             elif not self._engines.has_free_places():
                 break
 
@@ -287,9 +299,9 @@ class PlacementPolicy:
         self._queue.check_integrity()
         self._engines.check_integrity(self._held.values())
         self._choice.check_integrity()
-        for key, live in self._held.items():
-            assert key[1] == live.placement.request_id
-            assert key not in self._queue, f"{key} is both placed and waiting"
+        for key, (placement, _) in self._held.items():
+            assert key[1] == placement.request_id
+            assert key not in self._queue.by_key, f"{key} is both placed and waiting"
             assert key[0] in self._gateways, f"{key} belongs to no gateway"
         for entry in self._queue:
             assert entry.gateway_id in self._gateways

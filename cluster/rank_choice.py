@@ -14,6 +14,7 @@ from math import inf
 
 from moeray.cluster.contracts import PlacementRequest
 from moeray.cluster.kv_ledger import (
+    FEW,
     KvLedger,
     cached_blocks,
     chain_end,
@@ -48,15 +49,15 @@ class RankChoice:
             return None
         hashes = request.block_hashes
         limit = usable_blocks(hashes, request.prompt_tokens, idle.block_tokens)
-        depth = self._ledger.depth(hashes, limit)
-        blocks = self._holders(request, depth) if depth else {}
-        if idle not in blocks:
-            chain = chain_end(idle.full, hashes, depth)
-            blocks[idle] = windowed_end(idle, hashes, chain)
-        hoped = self._hope(request, depth, limit, blocks, now)
-        if hoped is not None:
-            blocks[hoped[0]] = hoped[1]
-        return _cheapest(blocks, hashes[:depth], None if hoped is None else hoped[0])
+        depth, holders, own = self._ledger.deepest(hashes, limit)
+        recent = self._recent.find(hashes, depth, limit, now)
+        if recent is not None and not _takes(recent[0], request):
+            recent = None
+        if recent is None:
+            clear = _clearly_cheapest(request, idle, depth, holders, own)
+            if clear is not None and (clear[1] or not request.conversation_id):
+                return clear
+        return self._compared(request, idle, depth, recent)
 
     def note(self, request: PlacementRequest, rank: Rank, known: int, now: float) -> None:
         """The request was placed on the rank, which is known to have ``known`` of its blocks."""
@@ -68,6 +69,22 @@ class RankChoice:
             self._conversations.move_to_end(conversation)
             if len(self._conversations) > self._max_conversations:
                 self._conversations.popitem(last=False)
+
+    def _compared(
+        self, request: PlacementRequest, idle: Rank, depth: int, recent: tuple[Rank, int] | None
+    ) -> tuple[Rank, int]:
+        """The cheapest of a few candidates, and its blocks."""
+        hashes = request.block_hashes
+        blocks = self._holders(request, depth)
+        if idle not in blocks:
+            chain = chain_end(idle.full, hashes, depth)
+            blocks[idle] = windowed_end(idle, hashes, chain)
+        hoped = recent
+        if recent is None and not any(blocks.values()):
+            hoped = self._conversed(request)
+        if hoped is not None:
+            blocks[hoped[0]] = hoped[1]
+        return _cheapest(blocks, hashes[:depth], None if hoped is None else hoped[0])
 
     def _holders(self, request: PlacementRequest, depth: int) -> dict[Rank, int]:
         """Candidates among the ranks that hold a part of the prompt, and how many blocks."""
@@ -87,22 +104,12 @@ class RankChoice:
             level //= 2
         return found
 
-    def _hope(
-        self,
-        request: PlacementRequest,
-        depth: int,
-        limit: int,
-        blocks: dict[Rank, int],
-        now: float,
-    ) -> tuple[Rank, int] | None:
-        """A rank that should have more of the prompt than the ledger knows, and how many blocks."""
-        recent = self._recent.find(request.block_hashes, depth, limit, now)
-        if recent is not None and _takes(recent[0], request):
-            return recent
+    def _conversed(self, request: PlacementRequest) -> tuple[Rank, int] | None:
+        """Where the conversation was last: what is known nowhere should be there."""
         last = self._conversations.get(request.conversation_id)
-        if last is not None and not any(blocks.values()) and _takes(last, request):
-            return last, request.prompt_tokens // last.block_tokens
-        return None
+        if last is None or not _takes(last, request):
+            return None
+        return last, request.prompt_tokens // last.block_tokens
 
     def check_integrity(self) -> None:
         assert len(self._conversations) <= self._max_conversations
@@ -116,6 +123,37 @@ def _takes(rank: Rank, request: PlacementRequest) -> bool:
         and rank.model == request.model
         and rank.engine_id not in request.avoid_engine_ids
     )
+
+
+def _clearly_cheapest(
+    request: PlacementRequest, idle: Rank, depth: int, holders: tuple[Rank, ...], own: int
+) -> tuple[Rank, int] | None:
+    """The cheapest rank of all and its blocks, where few look-ups prove it; else None.
+
+    ``idle`` has the least load, nobody more than ``depth`` blocks, and nobody but ``holders`` as
+    many as ``own``. So an idle rank with ``depth`` blocks is the cheapest; of others, at best one
+    with the idle rank's load and ``own - 1`` blocks is the cheapest that is no holder.
+    """
+    if not depth:
+        return idle, 0
+    hashes = request.block_hashes
+    if hashes[depth - 1] in idle.full:
+        known = cached_blocks(idle, hashes[:depth])
+        return (idle, known) if known == depth else None
+    if len(holders) > FEW:
+        return None
+    best = None
+    for rank in holders:
+        if _takes(rank, request) and (
+            best is None or (rank.load, rank.turn) < (best.load, best.turn)
+        ):
+            best = rank
+    saved_tokens = (depth - own + 1) * idle.block_tokens
+    if best is not None and best.load - idle.load < saved_tokens:
+        known = cached_blocks(best, hashes[:depth])
+        return (best, known) if known == depth else None
+    known = cached_blocks(idle, hashes[: own - 1])
+    return (idle, known) if known == own - 1 else None
 
 
 def _cheapest(

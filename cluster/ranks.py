@@ -34,6 +34,7 @@ class Rank:
     """Another one for each rank of a router's life."""
     engine_id: str = field(init=False)
     model: str = field(init=False)
+    places: int = field(init=False)
     block_tokens: int = field(init=False)
     window_blocks: int = field(init=False)
     """Windowed blocks that a hit needs before its end."""
@@ -59,6 +60,7 @@ class Rank:
     def __post_init__(self) -> None:
         self.engine_id = self.info.engine_id
         self.model = self.info.model
+        self.places = self.info.max_running_per_rank
         self.block_tokens = self.info.block_tokens
         self.window_blocks = -(-(self.info.window_tokens - 1) // self.info.block_tokens)
         self.alone = (self,)
@@ -67,13 +69,18 @@ class Rank:
     @property
     def free(self) -> int:
         """Places that nobody holds."""
-        return max(0, self.info.max_running_per_rank - self.requests)
+        return max(0, self.places - self.requests)
+
+    def hold(self, requests: int, tokens: int) -> None:
+        """That many more places are held, or fewer."""
+        self.requests += requests
+        self.tokens += tokens
+        self.weigh()
 
     def weigh(self) -> None:
         """Set ``load``: held tokens, weighing the more the fewer places are free."""
-        places = self.info.max_running_per_rank
-        free = places - self.requests
-        self.load = HELD_TOKEN_COST * self.tokens * places / free if free > 0 else inf
+        free = self.places - self.requests
+        self.load = HELD_TOKEN_COST * self.tokens * self.places / free if free > 0 else inf
 
 
 class RankOrder:
@@ -99,7 +106,7 @@ class RankOrder:
     def work_left(self, rank: Rank) -> None:
         """To be called when a rank's load fell."""
         entry = rank.entry
-        if entry is not None and (rank.load, rank.turn) < (entry[0], entry[1]):
+        if entry is not None and rank.load < entry[0]:
             self._push(rank)
 
     def least_loaded(self, avoid_engine_ids: Collection[str] = ()) -> Rank | None:

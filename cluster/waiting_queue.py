@@ -34,15 +34,13 @@ class WaitingQueue:
     """Prompt tokens of all that wait."""
     held_tokens: int = 0
     """Tokens that they will hold: prompts and limits on output."""
+    by_key: dict[tuple[str, str], WaitingEntry] = field(default_factory=dict)
+    """By gateway and request; to be read only."""
     _entries: list[WaitingEntry] = field(default_factory=list)
-    _by_key: dict[tuple[str, str], WaitingEntry] = field(default_factory=dict)
     _arrivals: int = 0
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return key in self._by_key
 
     def __iter__(self) -> Iterator[WaitingEntry]:
         """A snapshot, so that entries may be removed on the way."""
@@ -59,14 +57,14 @@ class WaitingQueue:
         order = (now - request.priority * self.priority_step_s, self._arrivals)
         entry = WaitingEntry(gateway_id=gateway_id, request=request, order=order)
         insort(self._entries, entry, key=_order)
-        self._by_key[gateway_id, request.request_id] = entry
+        self.by_key[gateway_id, request.request_id] = entry
         self.tokens += request.prompt_tokens
         self.held_tokens += request.prompt_tokens + request.max_output_tokens
         return entry
 
     def remove(self, key: tuple[str, str]) -> bool:
         """Take an entry out; False if it does not wait."""
-        entry = self._by_key.pop(key, None)
+        entry = self.by_key.pop(key, None)
         if entry is None:
             return False
         del self._entries[bisect_left(self._entries, entry.order, key=_order)]
@@ -82,7 +80,7 @@ class WaitingQueue:
         outputs = sum(e.request.max_output_tokens for e in self._entries)
         assert self.held_tokens == self.tokens + outputs
         keys = {(e.gateway_id, e.request.request_id) for e in self._entries}
-        assert keys == set(self._by_key) and len(keys) == len(self._entries)
+        assert keys == set(self.by_key) and len(keys) == len(self._entries)
         assert len(self._entries) <= self.max_requests
         assert len(self._entries) <= 1 or self.tokens <= self.max_tokens
 

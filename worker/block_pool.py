@@ -22,6 +22,8 @@ class BlockPool:
         if blocks < 2:
             raise ValueError(f"a pool of {blocks} blocks has none beside the scratch block")
         self.capacity = blocks - 1
+        self.free_blocks = blocks - 1
+        """Blocks that ``take`` can hand out, cached ones among them: read far more than changed."""
         self.changes = HashChanges()
         """Hashes that came and went since somebody cleared it."""
         self._references = [0] * blocks
@@ -30,11 +32,6 @@ class BlockPool:
         self._free = list(range(blocks - 1, 0, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         """The longest unused first."""
-
-    @property
-    def free_blocks(self) -> int:
-        """Blocks that ``take`` can hand out, cached ones among them."""
-        return len(self._free) + len(self._cached)
 
     @property
     def referenced_blocks(self) -> int:
@@ -58,13 +55,15 @@ class BlockPool:
         """Hands out ``count`` blocks for writing; raises ValueError when fewer are free."""
         if count > self.free_blocks:
             raise ValueError(f"{count} blocks wanted, {self.free_blocks} free")
-        first = max(0, len(self._free) - count)
-        taken = self._free[first:]
-        del self._free[first:]
+        free = self._free
+        first = max(0, len(free) - count)
+        taken = free[first:]
+        del free[first:]
         while len(taken) < count:
             block, _ = self._cached.popitem(last=False)
             self._forget(block)
             taken.append(block)
+        self.free_blocks -= count
         for block in taken:
             self._references[block] = 1
         return taken
@@ -74,6 +73,7 @@ class BlockPool:
         for block in blocks:
             if not self._references[block]:
                 del self._cached[block]
+                self.free_blocks -= 1
             self._references[block] += 1
 
     def give_back(self, blocks: Iterable[int]) -> None:
@@ -81,6 +81,7 @@ class BlockPool:
         for block in blocks:
             self._references[block] -= 1
             if not self._references[block]:
+                self.free_blocks += 1
                 if self._hashes[block] is None:
                     self._free.append(block)
                 else:
@@ -113,7 +114,9 @@ class BlockPool:
             raise RuntimeError("a KV block is lost, or held by more or fewer than it knows of")
         unheld = {block for block, count in enumerate(references) if not count} - {0}
         free, cached = set(self._free), self._cached.keys()
-        if len(self._free) + len(cached) != len(unheld) or free | cached != unheld:
+        if not len(self._free) + len(cached) == len(unheld) == self.free_blocks:
+            raise RuntimeError("the free KV blocks are counted wrong")
+        if free | cached != unheld:
             raise RuntimeError("a KV block is lost, or free while held")
         published = self._published.values()
         if [self._hashes[block] for block in published] != list(self._published):

@@ -33,6 +33,8 @@ class BlockTable:
     """Leading blocks that were found in the cache, or published to it."""
     due: int = 0
     """Computed positions at which there is a block to publish or to give back."""
+    version: int = 0
+    """Another whenever the ids in the table change."""
 
 
 class KvBlocks:
@@ -85,6 +87,7 @@ class KvBlocks:
         table.full.extend(hit.full)
         table.window.extend(hit.window)
         table.window_first = hit.window_first
+        table.version += 1
         table.published = len(hit.full)
         table.end = len(hit.full) * self.block_tokens
 
@@ -108,7 +111,18 @@ class KvBlocks:
                 raise ValueError(f"{missing} blocks wanted, {free} free")
             table.full.extend(self.full.take(missing))
             table.window.extend(self.window.take(missing))
+            table.version += 1
             table.end = len(table.full) * self.block_tokens
+
+    def add_block(self, table: BlockTable) -> bool:
+        """Takes one block more for the table's next position; False where none is free."""
+        if not self.full.free_blocks or not self.window.free_blocks:
+            return False
+        table.full.extend(self.full.take(1))
+        table.window.extend(self.window.take(1))
+        table.version += 1
+        table.end += self.block_tokens
+        return True
 
     def settle(self, table: BlockTable, hashes: Sequence[bytes], computed: int) -> None:
         """Publishes the whole blocks below position ``computed``, whose hashes are given, and
@@ -123,6 +137,7 @@ class KvBlocks:
             self.window.give_back(table.window[:behind])
             del table.window[:behind]
             table.window_first = first_seen
+            table.version += 1
         next_behind = (table.window_first + 1) * self.block_tokens + self._window_tokens - 1
         table.due = min((table.published + 1) * self.block_tokens, next_behind)
 
@@ -135,6 +150,7 @@ class KvBlocks:
         del table.full[:]
         del table.window[:]
         table.window_first = table.published = table.due = table.end = 0
+        table.version += 1
 
     def withdraw(self, hashes: Sequence[bytes]) -> None:
         """Makes unknown what is published under these hashes, for what was computed wrong."""

@@ -139,24 +139,26 @@ class ChannelAutomaton:
         """The tokens that must follow, as far as there is no choice: append, do not sample."""
         return self._forced
 
-    def accept(self, token: int) -> None:
+    def accept(self, token: int) -> bool:
         """Takes the next token, sampled or forced. Raises ValueError, and stays as it was, where
-        it is illegal.
+        it is illegal. Returns whether the token after it is to be sampled: nothing is forced, and
+        the answer goes on.
         """
         kind = self._kind
         if kind is not None and 0 <= token < FIRST_SPECIAL:
             # The path of nearly all tokens: what they count as is settled when the body ends.
-            if self._stretch_left == 1:
-                self._end_stretch(kind, token)
-            else:
+            if self._stretch_left != 1:
                 self._stretch_left -= 1
                 self._legal = self._body_legal
+                return True
+            self._end_stretch(kind, token)
         elif token not in self._legal.ids:
             raise ValueError(f"token {token} is illegal here: {self._describe()}")
         elif kind is not None:
             self._end_body(kind, token)
         else:
             self._accept_header_token(token)
+        return not self._forced and self._finish_reason is None
 
     def _taken(self) -> int:
         """Text tokens of the current body so far."""

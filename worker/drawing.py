@@ -32,11 +32,13 @@ MAX_COLUMNS: Final = 2 ** (63 - _FRACTION_BITS) - 1
 """The most weights whose sum an int64 holds."""
 TOLERANCE: Final = 2.0**-20
 """top_p, min_p and the weights are float32; what misses a limit by their rounding reaches it."""
-_COARSE: Final = 2**16
+_PARTS: Final = 2**14
+"""Into so many the high bits of a uniform divide (0, 1)."""
+_ODD_AND_NEGATIVE: Final = -0x7FFF
 _FINE_BITS: Final = 36
-"""With the 16 coarse bits and one for the middle, what a float64 holds."""
-_SLACK: Final = 1 + 1e-5
-"""Above what float32 rounds off in comparing weights and coarse uniforms."""
+"""With those of the parts, and one for a middle, no more than a float64 holds."""
+_BELOW_ONE: Final = 1 - 2.0**-53
+_SLACK: Final = 1.5 * (1 + 1e-5)
 _CACHED_LOGITS: Final = 2**18
 """A CPU works on so many at once, a row of a full vocabulary, so that they stay in its cache."""
 
@@ -45,7 +47,7 @@ class Draws(NamedTuple):
     """How N rows are drawn: tensors [N], None where no row of them asks for it."""
 
     keys: Tensor
-    """int64 [N, 2]: of the coarse and of the fine bits of the rows' uniforms."""
+    """int64 [N, 2]: of the high and of the low bits of the rows' uniforms."""
     temperature: Tensor | None
     """float32; above 0."""
     top_k: Tensor | None
@@ -60,21 +62,32 @@ class Draws(NamedTuple):
 
 
 def draw(text: Tensor, listed: Tensor, ids: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """One column of each row, and the greatest logit of each: [N] int64 and [N] float32.
+    """One token of each row, and the greatest logit of each: [N] int64 and [N] float32.
 
-    text is float32 [N, T], of the token ids 0 to T - 1, and listed float32 [N, L], of ``ids``; they
-    stay as they are. Column c is of text where c < T and of listed from there on. Illegal columns
-    are -inf. Rows without a finite greatest logit get a column that means nothing.
+    text is float32 [N, T], of the token ids 0 to T - 1, and listed float32 [N, L], of ``ids``,
+    which are T at least; they stay as they are. Illegal tokens are -inf. Rows without a finite
+    greatest logit get a token that means nothing.
     """
-    columns = text.shape[1] + listed.shape[1]
-    size = len(text) if text.is_cuda else max(1, _CACHED_LOGITS // columns)
-    parts = [slice(first, first + size) for first in range(0, len(text), size)]
-    drawn = [_draw(text[part], listed[part], ids[part], draws.take(part)) for part in parts]
-    column, greatest = (torch.cat(part) for part in zip(*drawn, strict=True))
-    return column, greatest
+    size = max(1, _CACHED_LOGITS // (text.shape[1] + listed.shape[1]))
+    if text.is_cuda:
+        size = len(text)
+    greatest, early = [], []
+    for first in range(0, len(text), size):
+        part = slice(first, first + size)
+        some = draws.take(part)
+        values, highest = _values(text[part], listed[part], some)
+        words = _words(some.keys[:, 0], text.shape[1], ids[part])
+        row, *others = _early(values.exp_(), words)
+        greatest.append(highest)
+        early.append((row + first, *others))
+    row, column, weight, word = (torch.cat(values) for values in zip(*early, strict=True))
+    behind = column - text.shape[1]
+    token = torch.where(behind < 0, column, ids[row, behind.clamp(min=0)])
+    return _first(row, token, weight, word, draws.keys[:, 1]), torch.cat(greatest)
 
 
-def _draw(text: Tensor, listed: Tensor, ids: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def _values(text: Tensor, listed: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """The logarithms of the weights, [N, T + L], -inf where filtered; and each row's greatest."""
     greatest = listed.amax(1)
     if text.shape[1]:
         greatest = torch.maximum(text.amax(1), greatest)
@@ -85,7 +98,7 @@ def _draw(text: Tensor, listed: Tensor, ids: Tensor, draws: Draws) -> tuple[Tens
         values = torch.where(_kept(values, draws.top_k, draws.top_p), values, -torch.inf)
     if draws.log_min_p is not None:
         values = torch.where(values < draws.log_min_p[:, None], -torch.inf, values)
-    return _race(values, text.shape[1], ids, draws.keys), greatest
+    return values, greatest
 
 
 def first_greatest(values: Tensor) -> Tensor:
@@ -104,63 +117,54 @@ def _shifted(text: Tensor, listed: Tensor, greatest: Tensor) -> Tensor:
     return shifted
 
 
-def _race(values: Tensor, text_width: int, ids: Tensor, keys: Tensor) -> Tensor:
-    """The column of each row whose token arrives first, the first on ties: [N] int64.
+def _words(keys: Tensor, text_width: int, ids: Tensor) -> Tensor:
+    """The high bits of each uniform x: float32 [N, text_width + L].
 
-    values is float32 [N, C], the logarithms of the weights. E = -log(1 - x), of a uniform x whose
-    high 16 bits all columns get. As E >= x, they bound how early a token can arrive; the low bits
-    and the logarithm are left to the few that can arrive before one that is early for sure.
+    A word -h, with h odd from 1 to 2**15 - 1, says that x is within (h - 1, h + 1) * 2**-15.
     """
-    rows, columns = values.shape
-    coarse = _coarse(keys[:, 0], text_width, ids)
-    weights = values.exp()
-    early = first_greatest(weights / (coarse + 1))
-    row = torch.arange(rows, device=values.device)
-    bound = _arrivals(values, coarse, text_width, ids, keys, row, early)
-    limits = (bound * (_COARSE * _SLACK)).to(torch.float32)[:, None]
-    row, column = _nonzero(coarse < weights.mul_(limits))
-    arrivals = _arrivals(values, coarse, text_width, ids, keys, row, column)
-    first = bound.scatter_reduce(0, row, arrivals, "amin")
-    # A row of NaN has no column here.
-    column = column.masked_fill(arrivals > first[row], columns - 1)
-    return torch.full_like(early, columns - 1).scatter_reduce(0, row, column, "amin")
-
-
-def _coarse(keys: Tensor, text_width: int, ids: Tensor) -> Tensor:
-    """The coarse uniforms, whole numbers from 0 to 2**16 - 1: float32 [N, text_width + L]."""
-    coarse = torch.empty((len(keys), text_width + ids.shape[1]), device=keys.device)
-    coarse[:, text_width:] = listed_words(keys, ids)
+    words = torch.empty((len(keys), text_width + ids.shape[1]), device=keys.device)
+    words[:, text_width:] = listed_words(keys, ids).bitwise_or_(_ODD_AND_NEGATIVE)
     if text_width:
-        coarse[:, :text_width] = text_words(keys, text_width)
-    return coarse.add_(_COARSE // 2)
+        words[:, :text_width] = text_words(keys, text_width).bitwise_or_(_ODD_AND_NEGATIVE)
+    return words
 
 
-def _arrivals(
-    values: Tensor,
-    coarse: Tensor,
-    text_width: int,
-    ids: Tensor,
-    keys: Tensor,
-    row: Tensor,
-    column: Tensor,
-) -> Tensor:
-    """When the tokens at (row, column) arrive: all three [M], float64."""
-    listed = ids[row, (column - text_width).clamp(min=0)]
-    bits = splitmix64(keys[row, 1], torch.where(column < text_width, column, listed))
-    # The middles of 2**52 equal parts of (0, 1).
+def _early(weights: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The few that can be first: their rows, columns, weights and words, each [M].
+
+    weights and words are float32 [N, C]. One column of each row is early for sure; as x <= E, few
+    others can be earlier.
+    """
+    times = words / weights
+    sure = first_greatest(times)[:, None]
+    high = (1 - words.gather(1, sure).to(torch.float64)) * (_BELOW_ONE / (2 * _PARTS))
+    latest = high.neg_().log1p_() / weights.gather(1, sure)
+    # E >= (h - 1) * 2**-15, and the 1 is at most a third of h, but where h is 1.
+    limit = (latest * (2 * _PARTS * _SLACK)).to(torch.float32)
+    if times.is_cuda:
+        row, column = torch.nonzero((times >= limit) | (words == -1), as_tuple=True)
+        return row, column, weights[row, column], words[row, column]
+    # On a CPU torch's comparisons take ten times as long.
+    found = np.flatnonzero((times.numpy() >= limit.numpy()) | (words.numpy() == -1))
+    place = torch.from_numpy(found)
+    row = place // times.shape[1]
+    return row, place % times.shape[1], weights.view(-1)[place], words.view(-1)[place]
+
+
+def _first(row: Tensor, token: Tensor, weight: Tensor, word: Tensor, keys: Tensor) -> Tensor:
+    """The token of each row that arrives first, of M: [N] as keys; the lowest id on ties."""
+    bits = splitmix64(keys[row], token)
+    # The middles of 2**36 equal parts of (0, 1).
     fine = ((bits & (2**_FINE_BITS - 1)).to(torch.float64) + 0.5) * 2.0**-_FINE_BITS
-    uniform = (coarse[row, column].to(torch.float64) + fine) / _COARSE
-    # Not the logarithm of a uniform: where E is small, as of the first to arrive, that is coarse.
-    return uniform.neg_().log1p_().neg_() / values[row, column].to(torch.float64).exp_()
-
-
-def _nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
-    # On a CPU torch's own takes thirty times as long.
-    if mask.is_cuda:
-        row, column = torch.nonzero(mask, as_tuple=True)
-        return row, column
-    place = torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return place // mask.shape[1], place % mask.shape[1]
+    uniform = ((-1 - word.to(torch.float64)) / 2 + fine) / _PARTS
+    # Not the logarithm of a uniform: that is coarse where E is small, as of the first to arrive.
+    arrival = uniform.neg_().log1p_().neg_() / weight
+    rows = torch.full((len(keys),), torch.inf, dtype=torch.float64, device=keys.device)
+    first = rows.scatter_reduce(0, row, arrival, "amin")
+    token = token.masked_fill(arrival > first[row], MAX_COLUMNS)
+    lowest = torch.full_like(keys, MAX_COLUMNS).scatter_reduce(0, row, token, "amin")
+    # A row of NaN may have had no token here.
+    return lowest.masked_fill_(lowest == MAX_COLUMNS, 0)
 
 
 def _kept(values: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from moeray.worker.config import EngineConfig
 from moeray.worker.kv_events import KvJournal
 from moeray.worker.kv_plan import KvPlan
 from moeray.worker.model_config import ModelConfig
-from moeray.worker.planner import rank_plans
+from moeray.worker.planner import Planner
 from moeray.worker.ranks import RankGroup
 from moeray.worker.request import EngineRequest, RequestKey, TokenRow
 from moeray.worker.scheduler import Scheduler
@@ -53,6 +53,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler = scheduler
+        self.planner = Planner(len(scheduler.ranks))
         self.ranks = ranks
         self._clock = clock
 
@@ -94,7 +95,7 @@ class Engine:
         plan = self.scheduler.plan()
         if plan is None:
             return []
-        drawn = self.ranks.execute(rank_plans(plan))
+        drawn = self.ranks.execute(self.planner.rank_plans(plan))
         return self.scheduler.commit(plan, drawn)
 
     def fail(self, reason: str) -> list[TokenRow]:

@@ -19,6 +19,7 @@ The rules, for each step:
 """
 
 from bisect import bisect_left, insort
+from itertools import chain
 from typing import Final
 
 from moeray.worker.blocks import KvBlocks
@@ -54,6 +55,10 @@ class RankScheduler:
         self._step_rows = config.step_tokens_per_rank
         self._opening: list[Sequence] = []
         """Admitted for the first time in the step that was planned last."""
+        self._spare = 0
+        """Rows of the step that is planned, beside a sure one for each running sequence."""
+        self._pledged = 0
+        """Blocks that those with rows in this step still need for all their tokens."""
 
     def enqueue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING
@@ -74,44 +79,34 @@ class RankScheduler:
         """The chunks of one step, in order of admission; their sequences hold the blocks."""
         chunks: list[Chunk] = []
         self._opening.clear()
-        budget, pledged, count = self._step_rows, 0, 0
-        # Grows by admission and shrinks by preemption on the way, both at its end.
-        running = self.running
-        while count < len(running) or (budget and self._admit(pledged)):
-            sequence = running[count]
-            count += 1
+        self._spare, self._pledged = self._step_rows - len(self.running), 0
+        # Preemption shortens ``running`` at its end on the way.
+        for sequence in chain(self.running, iter(self._admit, None)):
             start, length = sequence.computed, len(sequence.tokens)
-            rows = length - start
-            if rows > 1:
-                rows = min(rows, 1 + (budget - (len(running) - count)) // 2)
-            if start + rows > sequence.blocks.end:
-                rows = self._grow(sequence, rows, len(running) - count)
-                if rows == 0:
-                    break
-            end = start + rows
-            chunks.append(_tuple(Chunk, (sequence, start, rows, end == length)))
-            budget -= rows
-            if end < length:
-                pledged += self.blocks.missing(sequence.blocks, length)
-        if budget:
-            self._use_up(budget, chunks)
+            table = sequence.blocks
+            if length == start + 1 and (length <= table.end or self.blocks.add_block(table)):
+                # What decodes, nearly all, needs no more than this.
+                chunks.append(_tuple(Chunk, (sequence, start, 1, True)))
+            elif rows := self._take_rows(sequence, len(self.running) - len(chunks) - 1):
+                chunks.append(Chunk(sequence, start, rows, start + rows == length))
+            else:
+                break
+        if self._spare:
+            self._use_up(chunks)
         return chunks
 
     def advance(self, chunks: list[Chunk]) -> list[Sequence]:
         """Marks the chunks as computed; returns the sequences of the sampled ones."""
         self._count_openings()
-        blocks, sampled_sequences = self.blocks, []
-        for sequence, start, rows, sampled in chunks:
-            computed = start + rows
+        blocks = self.blocks
+        for sequence, start, rows, _ in chunks:
             if sequence.state is _RUNNING:
-                sequence.computed = computed
+                computed = sequence.computed = start + rows
                 if computed >= sequence.blocks.due:
                     hashes = sequence.block_hashes(computed // blocks.block_tokens)
                     blocks.settle(sequence.blocks, hashes, computed)
-            self.computed_tokens += rows
-            if sampled:
-                sampled_sequences.append(sequence)
-        return sampled_sequences
+        self.computed_tokens += sum([rows for _, _, rows, _ in chunks])
+        return [sequence for sequence, _, _, sampled in chunks if sampled]
 
     def unopened(self) -> list[Sequence]:
         """Sequences whose first rows were computed by the last step, and no row has told."""
@@ -139,32 +134,50 @@ class RankScheduler:
                 self.prefix_queries_tokens += len(sequence.request.prompt)
                 self.prefix_hit_tokens += sequence.cached_tokens or 0
 
-    def _admit(self, pledged: int) -> bool:
-        """Moves the first waiting sequence to the end of running, if it fits beside the blocks
-        ``pledged`` to those that run.
+    def _admit(self) -> Sequence | None:
+        """Moves the first waiting sequence to the end of running, if a row is spare for it and it
+        fits beside the blocks pledged to those that run.
         """
-        if not self.waiting or len(self.running) >= self._max_running:
-            return False
+        if not self._spare or not self.waiting or len(self.running) >= self._max_running:
+            return None
         blocks, sequence = self.blocks, self.waiting[0]
         tokens = len(sequence.tokens)
         # One row is left to compute, whose hidden state the next token is drawn from.
         hashes = sequence.block_hashes((tokens - 1) // blocks.block_tokens)
         hit = blocks.find(hashes)
         full, window = blocks.cost(tokens, hit)
-        if full + pledged + len(self.running) > blocks.full.free_blocks:
-            return False
+        if full + self._pledged + len(self.running) > blocks.full.free_blocks:
+            return None
         if window + len(self.running) > blocks.window.free_blocks:
-            return False
+            return None
         del self.waiting[0]
         self.waiting_tokens -= tokens
         self.running.append(sequence)
+        self._spare -= 1
         sequence.state = SequenceState.RUNNING
         blocks.adopt(sequence.blocks, hit)
         sequence.computed = len(hit.full) * blocks.block_tokens
         if not sequence.started:
             sequence.cached_tokens = min(sequence.computed, len(sequence.request.prompt))
             self._opening.append(sequence)
-        return True
+        return sequence
+
+    def _take_rows(self, sequence: Sequence, behind: int) -> int:
+        """Rows for a sequence in its turn, with the blocks for them; ``behind`` run after it.
+
+        It is 0 where the sequence itself is preempted.
+        """
+        start, length = sequence.computed, len(sequence.tokens)
+        # Its own sure row counts as spare here.
+        rows = min(length - start, 1 + (self._spare + 1) // 2)
+        if start + rows > sequence.blocks.end:
+            rows = self._grow(sequence, rows, behind)
+            if rows == 0:
+                return 0
+        self._spare -= rows - 1
+        if start + rows < length:
+            self._pledged += self.blocks.missing(sequence.blocks, length)
+        return rows
 
     def _grow(self, sequence: Sequence, wanted: int, behind: int) -> int:
         """Takes the blocks for the sequence's next ``wanted`` rows, or fewer; returns how many.
@@ -184,6 +197,7 @@ class RankScheduler:
     def _preempt(self) -> None:
         """The sequence admitted last waits again."""
         victim = self.running.pop()
+        self._spare += 1
         self.preemptions += 1
         self.blocks.clear(victim.blocks)
         victim.computed = 0
@@ -192,19 +206,19 @@ class RankScheduler:
             self._opening.remove(victim)
         self.enqueue(victim)
 
-    def _use_up(self, budget: int, chunks: list[Chunk]) -> None:
-        """Hands ``budget`` spare rows to the chunks that end before their sequence does."""
+    def _use_up(self, chunks: list[Chunk]) -> None:
+        """Hands the spare rows to the chunks that end before their sequence does."""
         blocks = self.blocks
         for index, (sequence, start, rows, sampled) in enumerate(chunks):
             if sampled:
                 continue
             length = len(sequence.tokens)
-            more = min(budget, length - start - rows)
+            more = min(self._spare, length - start - rows)
             more = min(more, blocks.reach(sequence.blocks) - start - rows)
             blocks.grow(sequence.blocks, start + rows + more)
             rows += more
             chunks[index] = Chunk(sequence, start, rows, start + rows == length)
-            budget -= more
+            self._spare -= more
 
 
 def _queue_order(sequence: Sequence) -> tuple[int, int]:

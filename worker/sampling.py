@@ -87,10 +87,10 @@ def sample(logits: Tensor, rows: SampleRows) -> Drawn:
         where = torch.from_numpy(group.members).to(logits.device)
         candidates = _candidates(logits, rows, listed, group, where)
         if group.greedy:
-            column, greatest = _take_greatest(candidates)
+            token, greatest = _take_greatest(candidates)
         else:
-            column, greatest = draw(*candidates, _draws(rows, keys, group, logits.device))
-        result[0, where] = _token_ids(candidates, column)
+            token, greatest = draw(*candidates, _draws(rows, keys, group, logits.device))
+        result[0, where] = token
         result[1, where] = greatest.isfinite().to(torch.int64)
     tokens, finite = result.cpu().numpy()
     plain = Drawn.plain(tokens, finite.astype(np.bool_))
@@ -177,26 +177,18 @@ def _text(logits: Tensor, rows: SampleRows, group: _Group, where: Tensor) -> Ten
     return logits[where, :width]
 
 
-def _token_ids(candidates: _Candidates, column: Tensor) -> Tensor:
-    text_width = candidates.text.shape[1]
-    listed_column = (column - text_width).clamp(min=0)
-    listed_ids = candidates.listed_ids.gather(1, listed_column[:, None])[:, 0]
-    return torch.where(column < text_width, column, listed_ids)
-
-
 def _take_greatest(candidates: _Candidates) -> tuple[Tensor, Tensor]:
-    """The column of each row's greatest logit, the first on ties, and that logit: [N]."""
-    text, listed, _ = candidates
-    listed_column = first_greatest(listed)
-    greatest = listed.gather(1, listed_column[:, None])[:, 0]
-    text_width = text.shape[1]
-    if not text_width:
-        return listed_column, greatest
-    text_column = first_greatest(text)
-    text_greatest = text.gather(1, text_column[:, None])[:, 0]
+    """The token of each row's greatest logit, the lowest id on ties, and that logit: [N]."""
+    text, listed, ids = candidates
+    column = first_greatest(listed)[:, None]
+    greatest, token = listed.gather(1, column)[:, 0], ids.gather(1, column)[:, 0]
+    if not text.shape[1]:
+        return token, greatest
+    text_token = first_greatest(text)
+    text_greatest = text.gather(1, text_token[:, None])[:, 0]
     # Strictly greater: on ties the text token has the lower id.
-    column = torch.where(greatest > text_greatest, text_width + listed_column, text_column)
-    return column, torch.maximum(greatest, text_greatest)
+    token = torch.where(greatest > text_greatest, token, text_token)
+    return token, torch.maximum(greatest, text_greatest)
 
 
 def _draws(rows: SampleRows, keys: Int64, group: _Group, device: torch.device) -> Draws:

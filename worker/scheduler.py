@@ -23,7 +23,6 @@ from moeray.worker.request import (
     EngineRequest,
     FinishReason,
     RequestKey,
-    TokenLogprobs,
     TokenRow,
 )
 from moeray.worker.sampling_record import sampling_record
@@ -178,18 +177,14 @@ class Scheduler:
             raise RequestRefused(f"max_output_tokens {limit} ends inside the first header")
         return sequence
 
-    def _extend(self, sequence: Sequence, token: int, logprobs: DrawnLogprobs | None) -> TokenRow:
-        index = len(sequence.tokens) - len(sequence.request.prompt)
+    def _extend(self, sequence: Sequence, token: int, drawn: DrawnLogprobs | None) -> TokenRow:
         try:
-            sequence.extend(token)
+            row = sequence.extend(token, sequence.token_logprobs(drawn) if drawn else None)
         except ValueError as error:
             return self._fail(sequence, str(error))
-        finish_reason = sequence.automaton.finish_reason
-        if finish_reason is not None:
+        if row.finish_reason is not None:
             self._end(sequence)
-        if logprobs is None:
-            return sequence.take_row(finish_reason)
-        return sequence.take_row(finish_reason, logprobs=TokenLogprobs(index, *logprobs))
+        return row
 
     def _fail(self, sequence: Sequence, failure: str) -> TokenRow:
         self._end(sequence)

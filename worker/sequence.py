@@ -5,9 +5,13 @@ from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from moeray.worker.blocks import BlockTable
+from moeray.worker.plan import DrawnLogprobs
 from moeray.worker.prefix_cache import BlockHashes
 from moeray.worker.request import EngineRequest, FinishReason, TokenLogprobs, TokenRow
 from moeray.worker.text_adjustments import TextAdjustments
+
+_tuple: Final = tuple.__new__
+"""A named tuple's own constructor takes twice the time, for each request in each step."""
 
 PLACES_PER_PRIORITY: Final = 64
 """Later requests that one step of priority goes before: bounded, so that nobody waits for ever."""
@@ -40,7 +44,9 @@ class Automaton(Protocol):
         """Empty where there is a choice, and when the answer is over."""
         ...
 
-    def accept(self, token: int) -> None: ...
+    def accept(self, token: int) -> bool:
+        """Whether the next token is to be sampled: nothing is forced, and the answer goes on."""
+        ...
 
 
 class SequenceState(Enum):
@@ -96,14 +102,25 @@ class Sequence:
                 if automaton.finish_reason is not None:
                     return
 
-    def extend(self, token: int) -> None:
-        """Appends a sampled token and what is forced by it. Raises ValueError where it is illegal;
-        the sequence is then as it was.
+    def extend(self, token: int, logprobs: TokenLogprobs | None = None) -> TokenRow:
+        """Appends a sampled token and what is forced by it, and takes the row. Raises ValueError
+        where the token is illegal; the sequence is then as it was.
         """
-        self.automaton.accept(token)
+        goes_on = self.automaton.accept(token)
         self.tokens.append(token)
-        if self.automaton.forced():
+        if goes_on and self.cached_tokens is None and logprobs is None:
+            # The path of nearly all tokens: the rows before took all that was before.
+            request, first_index = self.request, self.delivered
+            self.delivered = first_index + 1
+            row = (request.key, request.epoch, first_index, (token,), None, "", None, None)
+            return _tuple(TokenRow, row)
+        if not goes_on:
             self.extend_forced()
+        return self.take_row(self.automaton.finish_reason, logprobs=logprobs)
+
+    def token_logprobs(self, drawn: DrawnLogprobs) -> TokenLogprobs:
+        """Of the token that is sampled next."""
+        return TokenLogprobs(len(self.tokens) - len(self.request.prompt), *drawn)
 
     def take_row(
         self,
@@ -118,8 +135,7 @@ class Sequence:
         cached, self.cached_tokens = self.cached_tokens, None
         key, epoch = request.key, request.epoch
         row = (key, epoch, first_index, tokens, reason, failure, cached, logprobs)
-        # A named tuple's own constructor takes twice the time, for each request in each step.
-        return tuple.__new__(TokenRow, row)
+        return _tuple(TokenRow, row)
 
 
 class Chunk(NamedTuple):

@@ -16,7 +16,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -41,6 +41,7 @@ TEXT = (
 CHANNELS = 8
 GENERATE = "/moeray.v1.InferenceService/Generate"
 START_S = 60.0
+COLUMNS = ("tok/s", "CPU", "tok/s/core", "tok/event", "us/event", "p50", "p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class Load:
     steps: int
     """Tokens of each stream, headers included."""
     step_s: float
+    flush_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +156,7 @@ async def serve_engine(pipe: Connection, load: Load) -> None:
 
 async def serve_gateway(pipe: Connection, load: Load, engine_port: int) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    async with running_gateway() as gateway:
+    async with running_gateway(flush_s=load.flush_s) as gateway:
         engine = FakeEngine("engine-1", port=engine_port)
         await gateway.register(
             engine.info(places=load.streams, max_sequence_tokens=load.steps + 4096)
@@ -263,6 +265,18 @@ def _latencies(
     return sorted(found)
 
 
+def _cells(result: Result) -> list[str]:
+    return [
+        f"{result.tokens / result.wall_s:,.0f}",
+        f"{100 * result.cpu_s / result.wall_s:.0f} %",
+        f"{result.tokens / result.cpu_s:,.0f}",
+        f"{result.tokens / result.events:.2f}",
+        f"{1e6 * result.cpu_s / result.events:.0f}",
+        f"{result.latency_ms(0.5):.1f} ms",
+        f"{result.latency_ms(0.99):.1f} ms",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -270,23 +284,33 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=128)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--step-ms", type=float, nargs="+", default=[5.0, 10.0, 0.0])
+    parser.add_argument("--flush-ms", type=float, nargs="+", default=[20.0, 0.0])
     options = parser.parse_args()
     title = f"one gateway, {options.streams} streams of {options.steps} tokens"
     table = Table(title=title, box=SIMPLE)
-    for name in ("step", "tok/s", "CPU", "tok/s/core", "tok/event", "us/event", "p50", "p99"):
+    for name in (
+        "step",
+        "flush",
+        "tok/s",
+        "CPU",
+        "tok/s/core",
+        "tok/event",
+        "us/event",
+        "p50",
+        "p99",
+    ):
         table.add_column(name, justify="right")
-    for step_ms in options.step_ms:
-        load = Load(streams=options.streams, steps=options.steps, step_s=step_ms / 1e3)
-        result = measure(load)
+    for step_ms, flush_ms in product(options.step_ms, options.flush_ms):
+        load = Load(
+            streams=options.streams,
+            steps=options.steps,
+            step_s=step_ms / 1e3,
+            flush_s=flush_ms / 1e3,
+        )
         table.add_row(
             f"{step_ms:g} ms" if step_ms else "flood",
-            f"{result.tokens / result.wall_s:,.0f}",
-            f"{100 * result.cpu_s / result.wall_s:.0f} %",
-            f"{result.tokens / result.cpu_s:,.0f}",
-            f"{result.tokens / result.events:.2f}",
-            f"{1e6 * result.cpu_s / result.events:.0f}",
-            f"{result.latency_ms(0.5):.1f} ms",
-            f"{result.latency_ms(0.99):.1f} ms",
+            f"{flush_ms:g} ms" if flush_ms else "none",
+            *_cells(measure(load)),
         )
     console = Console(highlight=False, width=100)
     console.print(table)

@@ -82,6 +82,7 @@ async def running_gateway(
     no_engine_wait_s: float = 5.0,
     max_sequence_tokens: int = 4096,
     metrics: MetricsOptions | None = None,
+    flush_s: float = 0.0,
 ) -> AsyncIterator[RunningGateway]:
     """A gateway with these engines registered. Their load is never reported, nor asked for."""
     router = RouterActor(limits or PlacementLimits(engine_timeout_s=3600.0))
@@ -91,6 +92,7 @@ async def running_gateway(
         no_engine_wait_s=no_engine_wait_s,
         drain_grace_s=0,
         metrics=metrics,
+        flush_s=flush_s,
     )
     async with AsyncExitStack() as stack:
         for engine in engines:

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from moeray.cluster import engine_link
-from moeray.cluster.engine_link import EngineLink, EngineLinks, RequestStream
+from moeray.cluster.engine_link import EngineLink, EngineLinks
 from moeray.cluster.errors import DeadlineExpired, Unavailable
+from moeray.cluster.request_stream import RequestStream
 from moeray.engine.v1 import engine_pb2
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine

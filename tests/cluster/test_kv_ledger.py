@@ -156,3 +156,24 @@ def test_the_index_holds_what_ranks_hold_under_random_events(seed: int) -> None:
         )
         ledger.apply(ranks[number], events)
         ledger.check_integrity(ranks)
+
+
+@given(
+    held=st.lists(st.sets(st.integers(0, 19)), min_size=1, max_size=7),
+    limit=st.integers(0, 20),
+)
+def test_nobody_but_the_deepest_holders_comes_to_their_own_depth(
+    held: list[set[int]], limit: int
+) -> None:
+    ledger, hashes = KvLedger(), chain("d", 20)
+    ranks = [new_rank(number) for number in range(len(held))]
+    for rank, blocks in zip(ranks, held, strict=True):
+        ledger.apply(rank, kv_events(1, full=[hashes[i] for i in sorted(blocks)]))
+    lengths = [next(i for i in range(21) if i == limit or i not in blocks) for blocks in held]
+    depth, holders, own = ledger.deepest(hashes, limit)
+    assert max(lengths) <= depth <= limit
+    assert all(hashes[depth - 1] in rank.full for rank in holders)
+    assert bool(holders) == (depth > 0)
+    assert 1 <= own <= max(depth, 1)
+    for rank, length in zip(ranks, lengths, strict=True):
+        assert rank in holders or length < own

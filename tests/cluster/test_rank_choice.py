@@ -3,9 +3,15 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moeray.cluster.contracts import EngineInfo, Placement
+from moeray.cluster.kv_ledger import KvLedger, cached_blocks
 from moeray.cluster.placement import PlacementLimits, PlacementPolicy
+from moeray.cluster.rank_choice import RankChoice
+from moeray.cluster.ranks import Rank, RankOrder
+from moeray.cluster.recent_prefixes import RecentPrefixes
 
 from .contract_samples import chain, engine, kv_events, request
 
@@ -173,3 +179,43 @@ def test_stats_count_what_the_ledger_matched(three: PlacementPolicy) -> None:
     stats = three.stats()
     assert (stats.placed_total, stats.running, stats.waiting, stats.engines) == (2, 2, 0, 3)
     assert (stats.prompt_blocks_total, stats.matched_blocks_total) == (14, 6)
+
+
+@given(
+    shared=st.integers(0, 12),
+    depths=st.lists(st.integers(0, 12), min_size=1, max_size=9),
+    busy=st.lists(st.integers(0, 400), min_size=9, max_size=9),
+    window_lost=st.sets(st.integers(0, 11), max_size=2),
+    avoid=st.sets(st.integers(0, 8), max_size=2),
+)
+def test_no_rank_is_cheaper_where_all_share_a_prefix(
+    shared: int,
+    depths: list[int],
+    busy: list[int],
+    window_lost: set[int],
+    avoid: set[int],
+) -> None:
+    """Of chains without holes, of which two at most go beyond what all ranks have."""
+    hashes, ledger, order = chain("p", 12), KvLedger(), RankOrder()
+    ranks = []
+    for number, depth in enumerate(depths):
+        rank = Rank(info=engine(f"e{number}", places=64), number=0, serial=number)
+        has = max(shared, depth) if number < 2 else shared
+        lost = {hashes[i] for i in window_lost} if number < 2 else set()
+        ledger.apply(rank, kv_events(1, full=hashes[:has], window=set(hashes[:has]) - lost))
+        rank.hold(1, busy[number])
+        order.add(rank)
+        ranks.append(rank)
+    recent = RecentPrefixes(lifetime_s=1.0, max_prefixes=16)
+    choice = RankChoice(ledger, recent, max_conversations=4)
+    asked = request("a", tokens=193, hashes=hashes, avoid=tuple(f"e{n}" for n in avoid))
+    chosen = choice.choose(order, asked, 0.0)
+    costs = {
+        rank: rank.load - 16 * cached_blocks(rank, hashes)
+        for rank in ranks
+        if rank.engine_id not in asked.avoid_engine_ids
+    }
+    assert (chosen is None) == (not costs)
+    if chosen is not None:
+        assert chosen[1] == cached_blocks(chosen[0], hashes)
+        assert costs[chosen[0]] == min(costs.values())

@@ -64,7 +64,7 @@ class FakeAutomaton:
     def forced(self) -> tuple[int, ...]:
         return self._forced
 
-    def accept(self, token: int) -> None:
+    def accept(self, token: int) -> bool:
         if token == ILLEGAL or self.finish_reason is not None:
             raise ValueError(f"token {token} is illegal here")
         self.accepted.append(token)
@@ -75,6 +75,7 @@ class FakeAutomaton:
             self.finish_reason = FinishReason.LENGTH
         if self.finish_reason is not None:
             self._forced = ()
+        return self.finish_reason is None and not self._forced
 
 
 def draw(seed: int, tokens: Sequence[int]) -> int:

@@ -73,8 +73,9 @@ class TextOnly:
     def forced(self) -> tuple[int, ...]:
         return ()
 
-    def accept(self, token: int) -> None:
+    def accept(self, token: int) -> bool:
         self._left -= 1
+        return self._left > 0
 
 
 def _requests() -> list[EngineRequest]:

@@ -1,11 +1,11 @@
-"""Philox against Random123's vectors, and the uniform draws made from it."""
+"""Philox against Random123's vectors, and the keys made from it."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeray.worker.philox import philox4x32, uniform
+from moeray.worker.philox import draw_keys, philox4x32
 
 # Random123, tests/kat_vectors: counter, key, output of philox4x32 with 10 rounds.
 KNOWN_ANSWERS = [
@@ -44,41 +44,28 @@ def test_rows_are_independent() -> None:
     assert (philox4x32(counters, keys) == expected).all()
 
 
-def test_uniform_takes_the_high_53_bits_of_the_first_two_words() -> None:
+def test_keys_are_the_words_of_the_block() -> None:
     zero = np.zeros(1, dtype=np.uint64)
-    assert uniform(zero, zero)[0] == (0x6627E8D5E169C58D >> 11) / 2**53
+    keys = draw_keys(zero, zero).view(np.uint64)
+    assert keys.tolist() == [[0xE169C58D6627E8D5, 0x9B00DBD8BC57AC4C]]
 
 
-def test_uniform_uses_all_bits_of_seed_and_position() -> None:
+def test_keys_use_all_bits_of_seed_and_position() -> None:
     base = np.uint64(0x0123456789ABCDEF)
     flipped = np.array([base ^ np.uint64(1 << bit) for bit in range(64)], dtype=np.uint64)
     fixed = np.full(64, base, dtype=np.uint64)
-    reference = uniform(fixed[:1], fixed[:1])[0]
-    draws = np.concatenate((uniform(flipped, fixed), uniform(fixed, flipped), [reference]))
-    assert len(set(draws.tolist())) == 129
+    reference = draw_keys(fixed[:1], fixed[:1])
+    keys = np.concatenate((draw_keys(flipped, fixed), draw_keys(fixed, flipped), reference))
+    assert all(len(set(column.tolist())) == 129 for column in keys.T)
 
 
 @given(st.lists(st.tuples(words64, words64), min_size=1, max_size=8))
-def test_uniform_lies_in_the_unit_interval_whatever_the_batch(pairs: list[tuple[int, int]]) -> None:
+def test_keys_do_not_depend_on_the_batch(pairs: list[tuple[int, int]]) -> None:
     seed, position = np.array(pairs, dtype=np.uint64).T
-    draws = uniform(seed, position)
-    assert ((draws >= 0) & (draws < 1)).all()
-    alone = [uniform(seed[i : i + 1], position[i : i + 1])[0] for i in range(len(pairs))]
-    assert draws.tolist() == alone
+    alone = [draw_keys(seed[i : i + 1], position[i : i + 1])[0].tolist() for i in range(len(pairs))]
+    assert draw_keys(seed, position).tolist() == alone
 
 
-def test_uniform_is_uniform_over_positions_and_over_seeds() -> None:
-    count, bins = 64_000, 64
-    ramp = np.arange(count, dtype=np.uint64)
-    fixed = np.full(count, 7, dtype=np.uint64)
-    for draws in (uniform(fixed, ramp), uniform(ramp, fixed)):
-        observed, _ = np.histogram(draws, bins=bins, range=(0, 1))
-        expected = count / bins
-        chi_square = ((observed - expected) ** 2 / expected).sum()
-        # The 1e-4 quantiles of chi-square with 63 degrees of freedom.
-        assert 29 < chi_square < 114
-
-
-def test_empty_batch() -> None:
+def test_no_keys() -> None:
     none = np.zeros(0, dtype=np.uint64)
-    assert uniform(none, none).shape == (0,)
+    assert draw_keys(none, none).shape == (0, 2)

@@ -9,7 +9,6 @@ import pytest
 from moeray.vocabulary.harmony_tokens import END
 from moeray.worker.engine import Engine
 from moeray.worker.plan import Drawn, DrawnLogprobs, SampleRows
-from moeray.worker.planner import rank_plans
 from moeray.worker.request import FinishReason, RequestKey, SamplingParams, TokenLogprobs, TokenRow
 from tests.worker.engine_fakes import FakeAutomaton, FakeLegal, fake_engine, request
 
@@ -47,7 +46,7 @@ def step(engine: Engine, *tokens: int, **changes: Any) -> tuple[SampleRows, list
     """The samples of one step, in which these tokens are drawn, and its rows."""
     plan = engine.scheduler.plan()
     assert plan is not None
-    samples = rank_plans(plan)[0].samples
+    samples = engine.planner.rank_plans(plan)[0].samples
     drawn = replace(Drawn.plain(np.array(tokens, np.int64)), **changes)
     return samples, engine.scheduler.commit(plan, [drawn])
 

@@ -8,7 +8,6 @@ from moeray.vocabulary.block_hash import block_hashes
 from moeray.worker.block_pool import BlockPool
 from moeray.worker.engine import Engine
 from moeray.worker.plan import Drawn
-from moeray.worker.planner import rank_plans
 from moeray.worker.prefix_cache import BlockHashes, longest_hit
 from moeray.worker.request import EngineRequest, FinishReason, RequestKey, TokenRow
 from tests.worker.engine_fakes import OPENING, expected_answer, fake_engine, request
@@ -198,7 +197,7 @@ def test_unsound_rows_leave_nothing_to_find() -> None:
     engine.submit(request(1, prompt=range(1, 18)))
     plan = engine.scheduler.plan()
     assert plan is not None
-    (drawn,) = engine.ranks.execute(rank_plans(plan))
+    (drawn,) = engine.ranks.execute(engine.planner.rank_plans(plan))
     (row,) = engine.scheduler.commit(plan, [Drawn.plain(drawn.tokens, ~drawn.sound)])
     assert row.finish_reason is FinishReason.FAILED
     engine.scheduler.check_integrity()

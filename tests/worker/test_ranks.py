@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from moeray.worker.plan import Drawn, RankPlan
-from moeray.worker.planner import rank_plans
+from moeray.worker.planner import Planner
 from moeray.worker.ranks import LocalRanks, RankFailure, SocketRanks
 from moeray.worker.sequence import StepPlan
 from moeray.worker.wire import Hello, encode_hello, send_message
@@ -50,7 +50,7 @@ RANK = textwrap.dedent(
 
 
 def idle_plans(step: int, ranks: int) -> list[RankPlan]:
-    return rank_plans(StepPlan(step, tuple([] for _ in range(ranks))))
+    return Planner(ranks).rank_plans(StepPlan(step, tuple([] for _ in range(ranks))))
 
 
 @contextmanager

@@ -86,13 +86,9 @@ def test_the_least_top_p_keeps_the_likeliest_token() -> None:
     assert set(draw(logits, repeated(50, top_p=1e-9))) == {1}
 
 
-def test_a_nucleus_beyond_the_first_search_is_found() -> None:
-    count, width = 4_000, 3 * drawing._FIRST_SEARCH
-    rows = [
-        # Only the first kind needs the second search, and it must not disturb the other.
-        Row(position=i, top_p=0.5 if i % 2 else 0.01)
-        for i in range(count)
-    ]
+def test_small_and_large_nuclei_share_a_batch() -> None:
+    count, width = 4_000, 3_072
+    rows = [Row(position=i, top_p=0.5 if i % 2 else 0.01) for i in range(count)]
     tokens = draw(torch.zeros((count, width)), batch(rows))
     assert tokens[1::2].max() < width / 2 and tokens[0::2].max() < width / 100 + 1
     assert len(set(tokens[1::2])) > width / 3
@@ -188,6 +184,7 @@ def test_a_row_does_not_depend_on_a_large_batch(
     rows = [replace(KINDS[i % len(KINDS)], seed=i, position=3 * i) for i in range(count)]
     alone = [sample(logits[i : i + 1], batch([rows[i]])) for i in range(count)]
     monkeypatch.setattr(sampling, "_LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(drawing, "_CACHED_LOGITS", logits_at_once)
     drawn = sample(logits, batch(rows))
     for index in range(count):
         assert_same(drawn, index, alone[index])
@@ -209,29 +206,43 @@ def test_a_draw_is_keyed_by_seed_and_position() -> None:
     assert len(set(tokens)) == 3
 
 
-@pytest.mark.parametrize("drawn", [0.0, 1 - 2.0**-53])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.9)])
+def give_all_tokens(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """The same random bits for each token: 0 is the least uniform, -1 the greatest."""
+    word = bits & 0x7FFF
+
+    def words(keys: torch.Tensor, which: int | torch.Tensor) -> torch.Tensor:
+        shape = (len(keys), which) if isinstance(which, int) else which.shape
+        return torch.full(shape, -word - 1, dtype=torch.int16)
+
+    monkeypatch.setattr(drawing, "text_words", words)
+    monkeypatch.setattr(drawing, "listed_words", words)
+    monkeypatch.setattr(drawing, "splitmix64", lambda keys, index: torch.full_like(index, bits))
+
+
+@pytest.mark.parametrize("bits", [0, -1])
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.5}], ids=str)
 def test_the_ends_of_the_unit_interval_draw_possible_tokens(
-    monkeypatch: pytest.MonkeyPatch, drawn: float, top_k: int, top_p: float
+    monkeypatch: pytest.MonkeyPatch, bits: int, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(sampling, "uniform", lambda seed, position: np.full(len(seed), drawn))
-    logits = torch.full((1, VOCABULARY_SIZE), -torch.inf)
-    logits[0, [5, 6, 1_000]] = torch.tensor([1.0, 1.1, 0.9])
-    logits[0, END:] = 50.0
-    token = draw(logits, batch([Row(top_k=top_k, top_p=top_p)]))[0]
-    in_order = (6, 1_000) if top_k or top_p < 1 else (5, 1_000)
-    assert token == in_order[drawn > 0]
+    give_all_tokens(monkeypatch, bits)
+    logits = torch.full((2, VOCABULARY_SIZE), -torch.inf)
+    logits[:, [5, 6, 1_000]] = torch.tensor([1.0, 1.1, 0.9])
+    logits[:, END:] = 50.0
+    alone = Row(text=False, ids=(CALL,), **options)
+    assert draw(logits, batch([Row(**options), alone])).tolist() == [6, CALL]
 
 
-@pytest.mark.parametrize("columns", [1, 2, 511, 512, 513, 1_023, 1_025, 4_097, 201_087])
-def test_the_greatest_uniform_draws_the_last_of_equal_tokens(
-    monkeypatch: pytest.MonkeyPatch, columns: int
+@pytest.mark.parametrize("bits", [0, 12_345, -1])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 4_097, 201_087])
+def test_the_lowest_id_arrives_first_on_ties(
+    monkeypatch: pytest.MonkeyPatch, bits: int, columns: int
 ) -> None:
-    greatest = 1 - 2.0**-53
-    monkeypatch.setattr(sampling, "uniform", lambda seed, position: np.full(len(seed), greatest))
+    give_all_tokens(monkeypatch, bits)
     text = min(columns, FIRST_SPECIAL)
-    row = Row(ids=range(text, columns))
-    assert draw(torch.zeros((1, columns)), batch([row])).tolist() == [columns - 1]
+    logits = torch.zeros((2, columns))
+    logits[:, : columns // 2] = -torch.inf
+    rows = [Row(ids=range(text, columns)), Row(text=False, ids=range(columns - 1, -1, -1))]
+    assert draw(logits, batch(rows)).tolist() == [columns // 2, columns // 2]
 
 
 def test_extreme_temperatures() -> None:

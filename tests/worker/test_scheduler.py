@@ -8,7 +8,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from moeray.worker.engine import Engine
 from moeray.worker.plan import Drawn
-from moeray.worker.planner import rank_plans
 from moeray.worker.request import EngineRequest, FinishReason, RequestKey
 from moeray.worker.scheduler import RequestRefused
 from moeray.worker.sequence import StepPlan
@@ -33,7 +32,8 @@ def step(engine: Engine, answers: Answers) -> StepPlan | None:
     """One step, with the plan in hand."""
     plan = engine.scheduler.plan()
     if plan is not None:
-        answers.take(engine.scheduler.commit(plan, engine.ranks.execute(rank_plans(plan))))
+        drawn = engine.ranks.execute(engine.planner.rank_plans(plan))
+        answers.take(engine.scheduler.commit(plan, drawn))
     engine.scheduler.check_integrity()
     return plan
 
@@ -121,7 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.planned = self.engine.scheduler.plan()
             if self.planned is not None:
                 self.check_plan(self.planned)
-                self.drawn = self.engine.ranks.execute(rank_plans(self.planned))
+                self.drawn = self.engine.ranks.execute(self.engine.planner.rank_plans(self.planned))
 
     @precondition(lambda self: self.planned is not None)
     @rule()

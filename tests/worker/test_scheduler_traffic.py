@@ -232,10 +232,10 @@ def _trust_unsound_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def _tell_the_hit_again(monkeypatch: pytest.MonkeyPatch) -> None:
     admit = RankScheduler._admit
 
-    def forgetful(self: RankScheduler, pledged: int) -> bool:
+    def forgetful(self: RankScheduler) -> Sequence | None:
         if self.waiting:
             self.waiting[0].started = False
-        return admit(self, pledged)
+        return admit(self)
 
     monkeypatch.setattr(RankScheduler, "_admit", forgetful)
 

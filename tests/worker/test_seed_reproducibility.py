@@ -1,0 +1,187 @@
+"""A seeded request at temperature 1 gives the same tokens at 1 and 2 ranks: alone, in random
+company, in small chunks, from the prefix cache and after preemption.
+
+Its logits differ in their last bits from one of these to the next, and a draw must not follow them.
+The small checkpoint's logits are flat, so every draw has hundreds of likely tokens to choose from.
+"""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moeray.worker.communicator import SingleRank, host_store
+from moeray.worker.config import EngineConfig
+from moeray.worker.engine import Engine
+from moeray.worker.kv_plan import KvPlan
+from moeray.worker.rank import Rank
+from moeray.worker.ranks import LocalRanks, RankGroup, SocketRanks
+from moeray.worker.request import EngineRequest, SamplingParams
+from moeray.worker.scheduler import Scheduler
+from tests.worker.engine_fakes import request
+from tests.worker.paged_run import SMALL, make_small
+from tests.worker.test_exactness import RANK, TextOnly
+
+WINDOW = 20
+SHAPE = replace(SMALL, sliding_window=WINDOW)
+SETTINGS = {
+    "block_tokens": 8,
+    "kv_tokens_per_rank": 2048,
+    "max_running_per_rank": 12,
+    "step_tokens_per_rank": 96,
+}
+TOKENS = 40
+OPTIONS = [
+    SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=1),
+    SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=2),
+    SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=2**64 - 1),
+    SamplingParams(temperature=0.8, top_p=0.9, top_k=0, seed=3),
+    SamplingParams(temperature=1.3, top_p=1.0, top_k=50, seed=4, min_p=0.01),
+]
+
+Answers = dict[int, tuple[int, ...]]
+
+
+def text(length: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(SHAPE.vocabulary_size, (length,), generator=generator).tolist()
+
+
+def seeded() -> list[EngineRequest]:
+    """Two that share a beginning, and others within the window and beyond it."""
+    shared = text(40, 0)
+    prompts = [text(9, 1), shared, [*shared, *text(13, 2)], text(33, 3), text(60, 4)]
+    return [
+        replace(request(key, prompt=prompt, max_output_tokens=TOKENS, rank=key), sampling=sampling)
+        for key, (prompt, sampling) in enumerate(zip(prompts, OPTIONS, strict=True))
+    ]
+
+
+def companions() -> list[EngineRequest]:
+    """Of other seeds and lengths, so that the batch changes from step to step."""
+    return [
+        replace(
+            request(100 + i, prompt=text(5 + 11 * i, 20 + i), max_output_tokens=3 + 7 * i, rank=i),
+            sampling=replace(OPTIONS[i % 5], seed=50 + i),
+        )
+        for i in range(6)
+    ]
+
+
+class Group:
+    """Ranks that stay, and an engine of its own over them for each case."""
+
+    def __init__(self, model: Path, ranks: int, group: RankGroup) -> None:
+        self._model, self._ranks, self._group = model, ranks, group
+
+    def engine(self, **settings: int) -> Engine:
+        config = EngineConfig(
+            model=self._model,
+            ranks=self._ranks,
+            **{**SETTINGS, **settings},  # type: ignore[arg-type]
+        )
+        kv = KvPlan.of(config, 4096, WINDOW)
+        scheduler = Scheduler(config, kv, context_length=4096, new_automaton=TextOnly)
+        return Engine(scheduler, self._group)
+
+    def run(self, engine: Engine, requests: Sequence[EngineRequest]) -> tuple[Answers, int]:
+        """The answers of the seeded requests, and how many prompt tokens were cached in all."""
+        answers: Answers = {}
+        cached = 0
+        for each in requests:
+            engine.submit(replace(each, rank=each.rank % self._ranks))
+        while engine.busy:
+            for row in engine.step():
+                answers[row.key.key] = answers.get(row.key.key, ()) + row.token_ids
+                cached += row.cached_tokens or 0
+        engine.scheduler.check_integrity()
+        return {key: answer for key, answer in answers.items() if key < 100}, cached
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return make_small(tmp_path_factory.mktemp("seeded") / "made", SHAPE)
+
+
+def local(model: Path) -> Group:
+    config = EngineConfig(model=model, **SETTINGS)  # type: ignore[arg-type]
+    rank = Rank.load(config, device=torch.device("cpu"), communicator=SingleRank())
+    return Group(model, 1, LocalRanks(rank))
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def group(request: pytest.FixtureRequest, model: Path) -> Iterator[Group]:
+    ranks: int = request.param
+    if ranks == 1:
+        yield local(model)
+        return
+    store = host_store()
+    sockets = SocketRanks(ranks, step_timeout_s=120)
+    settings = str(SETTINGS).replace("'", '"')
+    arguments = [str(ranks), sockets.path, sockets.secret.hex(), str(store.port), settings]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(model), str(rank), *arguments])
+        for rank in range(ranks)
+    ]
+    try:
+        sockets.accept(timeout_s=120)
+        yield Group(model, ranks, sockets)
+    finally:
+        sockets.close()
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path) -> Answers:
+    """The answers at one rank, each request with an engine to itself."""
+    return each_alone(local(model))
+
+
+def each_alone(group: Group) -> Answers:
+    answers: Answers = {}
+    for each in seeded():
+        answers |= group.run(group.engine(), [each])[0]
+    return answers
+
+
+def test_answers_are_worth_comparing(alone: Answers) -> None:
+    assert {len(answer) for answer in alone.values()} == {TOKENS}
+    assert min(len(set(answer)) for answer in alone.values()) > TOKENS * 2 / 3
+
+
+def test_alone(group: Group, alone: Answers) -> None:
+    assert each_alone(group) == alone
+
+
+def test_in_random_company(group: Group, alone: Answers) -> None:
+    few, many = companions()[:3], companions()
+    assert group.run(group.engine(), [*few, *seeded()])[0] == alone
+    assert group.run(group.engine(), [*seeded()[::-1], *many])[0] == alone
+
+
+def test_in_small_chunks(group: Group, alone: Answers) -> None:
+    engine = group.engine(step_tokens_per_rank=9, max_running_per_rank=6)
+    assert group.run(engine, [*companions()[:2], *seeded()])[0] == alone
+
+
+def test_from_the_cache(group: Group, alone: Answers) -> None:
+    engine = group.engine()
+    answers, before = group.run(engine, seeded())
+    again, cached = group.run(engine, seeded())
+    assert answers == again == alone
+    assert cached > before + 100
+
+
+def test_after_preemption(group: Group, alone: Answers) -> None:
+    requests = [replace(each, rank=0) for each in seeded()]
+    engine = group.engine(kv_tokens_per_rank=160)
+    assert group.run(engine, requests)[0] == alone
+    assert engine.load().preemptions > 0
