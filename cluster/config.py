@@ -28,11 +28,9 @@ from pydantic_settings import (
 )
 
 from moeray.cluster.logs import LogLevel
+from moeray.cluster.port_lock import METRICS_PORTS
 
 ENVIRONMENT_PREFIX = "MOERAY_"
-METRICS_PORTS = 64
-"""How many ports processes of one machine may choose from for their metrics."""
-
 
 _SCALING = frozenset(
     {

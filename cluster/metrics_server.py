@@ -17,14 +17,16 @@ from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from socketserver import ThreadingTCPServer
 from threading import Thread
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from moeray.cluster.config import METRICS_PORTS, Settings
-from moeray.cluster.port_lock import host_port
+from moeray.cluster.port_lock import METRICS_PORTS, host_port
+
+if TYPE_CHECKING:  # the router starts anew in less time without pydantic
+    from moeray.cluster.config import Settings
 
 _CLIENT_TIMEOUT_S: Final = 10.0
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -44,7 +46,7 @@ class MetricsOptions:
     """The first of METRICS_PORTS ports."""
 
     @classmethod
-    def of(cls, settings: Settings) -> "MetricsOptions | None":
+    def of(cls, settings: "Settings") -> "MetricsOptions | None":
         """None: nothing is served."""
         port = settings.metrics_port
         return cls(host=settings.host, port=port) if port else None

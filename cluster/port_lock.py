@@ -12,6 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+METRICS_PORTS: Final = 64
+"""How many ports processes of one machine may choose from for their metrics, which lock none."""
 
 
 class PortTaken(RuntimeError):

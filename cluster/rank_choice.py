@@ -9,7 +9,7 @@ it again would cost, and the ranks that hold it are taken in turn.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 
 from moeray.cluster.contracts import PlacementRequest
@@ -54,7 +54,7 @@ class RankChoice:
         if recent is not None and not _takes(recent[0], request):
             recent = None
         if recent is None:
-            clear = _clearly_cheapest(request, idle, depth, holders, own)
+            clear = clearly_cheapest(self._ledger, request, idle, depth, holders, own)
             if clear is not None and (clear[1] or not request.conversation_id):
                 return clear
         return self._compared(request, idle, depth, recent)
@@ -125,35 +125,54 @@ def _takes(rank: Rank, request: PlacementRequest) -> bool:
     )
 
 
-def _clearly_cheapest(
-    request: PlacementRequest, idle: Rank, depth: int, holders: tuple[Rank, ...], own: int
+def clearly_cheapest(
+    ledger: KvLedger,
+    request: PlacementRequest,
+    idle: Rank,
+    depth: int,
+    holders: tuple[Rank, ...],
+    own: int,
 ) -> tuple[Rank, int] | None:
     """The cheapest rank of all and its blocks, where few look-ups prove it; else None.
 
     ``idle`` has the least load, nobody more than ``depth`` blocks, and nobody but ``holders`` as
-    many as ``own``. So an idle rank with ``depth`` blocks is the cheapest; of others, at best one
-    with the idle rank's load and ``own - 1`` blocks is the cheapest that is no holder.
+    many as ``own``. So an idle rank with ``depth`` blocks is the cheapest; and of those that are no
+    holders none is cheaper than a rank with the idle one's load and ``own - 1`` blocks.
     """
     if not depth:
         return idle, 0
     hashes = request.block_hashes
     if hashes[depth - 1] in idle.full:
-        known = cached_blocks(idle, hashes[:depth])
-        return (idle, known) if known == depth else None
+        return _if_whole(idle, hashes, depth)
     if len(holders) > FEW:
         return None
+    best = _least_loaded(holders, request)
+    more_load = inf if best is None else best.load - idle.load
+    if more_load >= (depth - own + 1) * idle.block_tokens:
+        end = chain_end(idle.full, hashes, own - 1)
+        if end < own - 1:
+            if ledger.holders(hashes[end]) != holders:
+                return None
+            own = end + 1
+    if best is not None and more_load < (depth - own + 1) * idle.block_tokens:
+        return _if_whole(best, hashes, depth)
+    return _if_whole(idle, hashes, own - 1)
+
+
+def _least_loaded(ranks: Iterable[Rank], request: PlacementRequest) -> Rank | None:
+    """Of a few ranks that some table led to; None where none can have the request."""
     best = None
-    for rank in holders:
+    for rank in ranks:
         if _takes(rank, request) and (
             best is None or (rank.load, rank.turn) < (best.load, best.turn)
         ):
             best = rank
-    saved_tokens = (depth - own + 1) * idle.block_tokens
-    if best is not None and best.load - idle.load < saved_tokens:
-        known = cached_blocks(best, hashes[:depth])
-        return (best, known) if known == depth else None
-    known = cached_blocks(idle, hashes[: own - 1])
-    return (idle, known) if known == own - 1 else None
+    return best
+
+
+def _if_whole(rank: Rank, hashes: Sequence[bytes], blocks: int) -> tuple[Rank, int] | None:
+    """The rank if it has the first ``blocks`` blocks, as a hit."""
+    return (rank, blocks) if cached_blocks(rank, hashes[:blocks]) == blocks else None
 
 
 def _cheapest(

@@ -5,11 +5,13 @@ tables are those of the step before. A table's version says whether its row is s
 """
 
 from array import array
+from itertools import compress
+from operator import ne
 
 import numpy as np
 
 from moeray.worker.blocks import BlockTable
-from moeray.worker.plan import Int32
+from moeray.worker.plan import Int32, Int64
 
 
 class PaddedRows:
@@ -21,7 +23,7 @@ class PaddedRows:
         self._lengths: Int32 = np.zeros(0, np.int32)
         """[S]"""
 
-    def write(self, rows: list[int], tables: "list[array[int]]") -> None:
+    def write(self, rows: Int64, tables: "list[array[int]]") -> None:
         """Makes each of these rows the table given for it."""
         lengths = list(map(len, tables))
         longest, width = max(lengths), self._ids.shape[1]
@@ -65,13 +67,12 @@ class BlockRows:
             self._rearrange(tables)
         versions = [table.version for table in tables]
         if versions != self._versions:
-            pairs = zip(versions, self._versions, strict=True)
-            rows = [row for row, (new, old) in enumerate(pairs) if new != old]
-            changed = [tables[row] for row in rows]
+            differs = list(map(ne, versions, self._versions))
+            rows, changed = np.flatnonzero(differs), list(compress(tables, differs))
             self._full.write(rows, [table.full for table in changed])
             self._window.write(rows, [table.window for table in changed])
             self._window_first[rows] = [table.window_first for table in changed]
-            self._versions = list(versions)
+            self._versions = [*versions]
         return self._full.padded(), self._window.padded(), self._window_first.copy()
 
     def _rearrange(self, tables: list[BlockTable]) -> None:

@@ -38,7 +38,9 @@ _ODD_AND_NEGATIVE: Final = -0x7FFF
 _FINE_BITS: Final = 36
 """With those of the parts, and one for a middle, no more than a float64 holds."""
 _BELOW_ONE: Final = 1 - 2.0**-53
+"""No uniform is above."""
 _SLACK: Final = 1.5 * (1 + 1e-5)
+"""h / (h - 1) for h = 3, and more than float32 rounds off."""
 _CACHED_LOGITS: Final = 2**18
 """A CPU works on so many at once, a row of a full vocabulary, so that they stay in its cache."""
 
@@ -58,7 +60,8 @@ class Draws(NamedTuple):
     """float32; what (logit - greatest) / temperature must reach."""
 
     def take(self, rows: slice) -> "Draws":
-        return Draws(*(None if values is None else values[rows] for values in self))
+        options = (None if values is None else values[rows] for values in self[1:])
+        return Draws(self.keys[rows], *options)
 
 
 def draw(text: Tensor, listed: Tensor, ids: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -95,9 +98,9 @@ def _values(text: Tensor, listed: Tensor, draws: Draws) -> tuple[Tensor, Tensor]
     if draws.temperature is not None:
         values.div_(draws.temperature[:, None])
     if draws.top_k is not None or draws.top_p is not None:
-        values = torch.where(_kept(values, draws.top_k, draws.top_p), values, -torch.inf)
+        _drop_unlikely(values, draws.top_k, draws.top_p)
     if draws.log_min_p is not None:
-        values = torch.where(values < draws.log_min_p[:, None], -torch.inf, values)
+        _drop_below(values, draws.log_min_p[:, None])
     return values, greatest
 
 
@@ -167,8 +170,8 @@ def _first(row: Tensor, token: Tensor, weight: Tensor, word: Tensor, keys: Tenso
     return lowest.masked_fill_(lowest == MAX_COLUMNS, 0)
 
 
-def _kept(values: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
-    """Which columns of [N, C] top_k and top_p keep, of equal ones the first: bool [N, C]."""
+def _drop_unlikely(values: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> None:
+    """Makes -inf in place, of [N, C], what top_k and top_p drop: of equal values the last."""
     columns = values.shape[1]
     ascending = _sorted(values)
     dropped = torch.zeros((len(values), 1), dtype=torch.int64, device=values.device)
@@ -177,12 +180,20 @@ def _kept(values: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
     if top_p is not None:
         dropped = _below_nucleus(ascending, dropped, top_p[:, None])
     least = ascending.gather(1, dropped)
-    not_above = torch.searchsorted(ascending, least, right=True)
-    if not bool((torch.searchsorted(ascending, least) < dropped).any()):
-        return values >= least
-    equal = values == least
-    first = equal.cumsum(1, dtype=torch.int32) <= not_above - dropped
-    return (values > least) | (equal & first)
+    _drop_below(values, least)
+    if bool((torch.searchsorted(ascending, least) < dropped).any()):
+        equal = values == least
+        kept = torch.searchsorted(ascending, least, right=True) - dropped
+        values.masked_fill_(equal & (equal.cumsum(1, dtype=torch.int32) > kept), -torch.inf)
+
+
+def _drop_below(values: Tensor, least: Tensor) -> None:
+    if values.is_cuda:
+        values.masked_fill_(values < least, -torch.inf)
+    else:
+        # On a CPU torch's comparisons take ten times as long.
+        own = values.numpy()
+        np.putmask(own, own < least.numpy(), -np.inf)
 
 
 def _below_nucleus(ascending: Tensor, dropped: Tensor, top_p: Tensor) -> Tensor:

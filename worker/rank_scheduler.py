@@ -19,18 +19,17 @@ The rules, for each step:
 """
 
 from bisect import bisect_left, insort
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, compress
 from typing import Final
 
 from moeray.worker.blocks import KvBlocks
 from moeray.worker.config import EngineConfig
 from moeray.worker.kv_plan import KvPlan
-from moeray.worker.sequence import Chunk, Sequence, SequenceState
+from moeray.worker.sequence import Chunks, Sequence, SequenceState
 
-# What every step does for every sequence is worth some care: looking up an Enum's member is slow,
-# and so is a named tuple's own constructor.
 _RUNNING: Final = SequenceState.RUNNING
-_tuple: Final = tuple.__new__
+"""Looking up an Enum's member is slow, and a step does it for every sequence."""
 
 
 class RankScheduler:
@@ -75,38 +74,41 @@ class RankScheduler:
         self.blocks.clear(sequence.blocks)
         sequence.state = SequenceState.FINISHED
 
-    def plan(self) -> list[Chunk]:
+    def plan(self) -> Chunks:
         """The chunks of one step, in order of admission; their sequences hold the blocks."""
-        chunks: list[Chunk] = []
+        rows: list[int] = []
+        sampled: list[bool] = []
         self._opening.clear()
         self._spare, self._pledged = self._step_rows - len(self.running), 0
         # Preemption shortens ``running`` at its end on the way.
         for sequence in chain(self.running, iter(self._admit, None)):
-            start, length = sequence.computed, len(sequence.tokens)
-            table = sequence.blocks
+            start, length, table = sequence.computed, len(sequence.tokens), sequence.blocks
             if length == start + 1 and (length <= table.end or self.blocks.add_block(table)):
                 # What decodes, nearly all, needs no more than this.
-                chunks.append(_tuple(Chunk, (sequence, start, 1, True)))
-            elif rows := self._take_rows(sequence, len(self.running) - len(chunks) - 1):
-                chunks.append(Chunk(sequence, start, rows, start + rows == length))
+                rows.append(1)
+                sampled.append(True)
+            elif count := self._take_rows(sequence, len(self.running) - len(rows) - 1):
+                rows.append(count)
+                sampled.append(start + count == length)
             else:
                 break
-        if self._spare:
+        chunks = Chunks(self.running.copy(), [s.computed for s in self.running], rows, sampled)
+        if self._spare and not all(sampled):
             self._use_up(chunks)
         return chunks
 
-    def advance(self, chunks: list[Chunk]) -> list[Sequence]:
+    def advance(self, chunks: Chunks) -> Iterator[Sequence]:
         """Marks the chunks as computed; returns the sequences of the sampled ones."""
         self._count_openings()
         blocks = self.blocks
-        for sequence, start, rows, _ in chunks:
+        for sequence, start, rows in zip(chunks.sequences, chunks.starts, chunks.rows, strict=True):
             if sequence.state is _RUNNING:
                 computed = sequence.computed = start + rows
                 if computed >= sequence.blocks.due:
                     hashes = sequence.block_hashes(computed // blocks.block_tokens)
                     blocks.settle(sequence.blocks, hashes, computed)
-        self.computed_tokens += sum([rows for _, _, rows, _ in chunks])
-        return [sequence for sequence, _, _, sampled in chunks if sampled]
+        self.computed_tokens += sum(chunks.rows)
+        return compress(chunks.sequences, chunks.sampled)
 
     def unopened(self) -> list[Sequence]:
         """Sequences whose first rows were computed by the last step, and no row has told."""
@@ -206,7 +208,7 @@ class RankScheduler:
             self._opening.remove(victim)
         self.enqueue(victim)
 
-    def _use_up(self, chunks: list[Chunk]) -> None:
+    def _use_up(self, chunks: Chunks) -> None:
         """Hands the spare rows to the chunks that end before their sequence does."""
         blocks = self.blocks
         for index, (sequence, start, rows, sampled) in enumerate(chunks):
@@ -216,8 +218,8 @@ class RankScheduler:
             more = min(self._spare, length - start - rows)
             more = min(more, blocks.reach(sequence.blocks) - start - rows)
             blocks.grow(sequence.blocks, start + rows + more)
-            rows += more
-            chunks[index] = Chunk(sequence, start, rows, start + rows == length)
+            chunks.rows[index] = rows + more
+            chunks.sampled[index] = start + rows + more == length
             self._spare -= more
 
 

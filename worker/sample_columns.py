@@ -36,7 +36,9 @@ class SampleColumns:
         legal = [sequence.automaton.legal() for sequence in sequences]
         if legal != self._legal:
             self._use_legal(legal)
-        bias, penalised = self._adjustments()
+        bias, penalised = self._none_adjusted
+        if self._adjusted or self._excluding:
+            bias, penalised = self._adjustments()
         return SampleRows(
             sequences=indices,
             **self._settings,
@@ -57,6 +59,11 @@ class SampleColumns:
         records = np.frombuffer(b"".join([s.sampling_record for s in sequences]), SAMPLING_RECORD)
         self._settings = {name: records[name].copy() for name in SAMPLING_RECORD.names or ()}
         self._adjusted = [i for i, s in enumerate(sequences) if s.adjustments is not None]
+        no_starts = np.zeros(len(sequences) + 1, np.int32)
+        self._none_adjusted = (
+            _Ragged(no_starts, _NO_IDS, _NO_BIAS[1]),
+            _Ragged(no_starts, _NO_IDS, _NO_IDS),
+        )
 
     def _use_legal(self, legal: list[LegalTokens]) -> None:
         self._legal = legal

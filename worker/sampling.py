@@ -195,14 +195,11 @@ def _draws(rows: SampleRows, keys: Int64, group: _Group, device: torch.device) -
     def on_device(values: Float32 | Int64) -> Tensor:
         return torch.from_numpy(values[group.members]).to(device)
 
-    log_min_p = np.log(rows.min_p.astype(np.float64).clip(1e-300) * (1 - TOLERANCE)).astype(
-        np.float32
-    )
     hot = (rows.temperature[group.members] == 1).all()
     return Draws(
         keys=on_device(keys),
         temperature=None if hot else on_device(rows.temperature),
         top_k=on_device(rows.top_k.astype(np.int64)) if group.any_top_k else None,
         top_p=on_device(rows.top_p) if group.any_top_p else None,
-        log_min_p=on_device(log_min_p) if group.any_min_p else None,
+        log_min_p=(on_device(rows.min_p) * (1 - TOLERANCE)).log() if group.any_min_p else None,
     )

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from moeray.worker.config import EngineConfig
 from moeray.worker.kv_plan import KvPlan
-from moeray.worker.plan import Drawn, DrawnLogprobs
+from moeray.worker.plan import Drawn
 from moeray.worker.prefix_cache import BlockHashes
 from moeray.worker.rank_scheduler import RankScheduler
 from moeray.worker.request import (
@@ -26,7 +26,7 @@ from moeray.worker.request import (
     TokenRow,
 )
 from moeray.worker.sampling_record import sampling_record
-from moeray.worker.sequence import Automaton, Sequence, SequenceState, StepPlan
+from moeray.worker.sequence import Automaton, Chunks, Sequence, SequenceState, StepPlan
 from moeray.worker.text_adjustments import TextAdjustments
 
 _UNSOUND = "the greatest legal logit of its next token is not finite"
@@ -128,19 +128,7 @@ class Scheduler:
         """
         rows: list[TokenRow] = []
         for rank, chunks, samples in zip(self.ranks, plan.ranks, drawn, strict=True):
-            tokens, sound = samples.tokens.tolist(), samples.sound.tolist()
-            logprobs = samples.logprobs_by_row()
-            sampled = zip(rank.advance(chunks), tokens, sound, strict=True)
-            for index, (sequence, token, is_sound) in enumerate(sampled):
-                if not is_sound:
-                    # What it computed may be as wrong as its logits: nobody else may find it.
-                    rank.blocks.withdraw(sequence.hashes.known())
-                if sequence.state is not _RUNNING:
-                    continue
-                if is_sound:
-                    rows.append(self._extend(sequence, token, logprobs.get(index)))
-                else:
-                    rows.append(self._fail(sequence, _UNSOUND))
+            rows += self._extend_sampled(rank, chunks, samples)
             rows += [sequence.take_row(None) for sequence in rank.unopened()]
         return rows
 
@@ -177,14 +165,29 @@ class Scheduler:
             raise RequestRefused(f"max_output_tokens {limit} ends inside the first header")
         return sequence
 
-    def _extend(self, sequence: Sequence, token: int, drawn: DrawnLogprobs | None) -> TokenRow:
-        try:
-            row = sequence.extend(token, sequence.token_logprobs(drawn) if drawn else None)
-        except ValueError as error:
-            return self._fail(sequence, str(error))
-        if row.finish_reason is not None:
-            self._end(sequence)
-        return row
+    def _extend_sampled(self, rank: RankScheduler, chunks: Chunks, drawn: Drawn) -> list[TokenRow]:
+        rows: list[TokenRow] = []
+        tokens, sound = drawn.tokens.tolist(), drawn.sound.tolist()
+        logprobs = map(drawn.logprobs_by_row().get, range(len(tokens)))
+        columns = zip(rank.advance(chunks), tokens, sound, logprobs, strict=True)
+        for sequence, token, is_sound, token_logprobs in columns:
+            if not is_sound:
+                # What it computed may be as wrong as its logits: nobody else may find it.
+                rank.blocks.withdraw(sequence.hashes.known())
+            if sequence.state is not _RUNNING:
+                continue
+            if not is_sound:
+                rows.append(self._fail(sequence, _UNSOUND))
+                continue
+            try:
+                row = sequence.extend(token, token_logprobs)
+            except ValueError as error:
+                row = self._fail(sequence, str(error))
+            else:
+                if row.finish_reason is not None:
+                    self._end(sequence)
+            rows.append(row)
+        return rows
 
     def _fail(self, sequence: Sequence, failure: str) -> TokenRow:
         self._end(sequence)

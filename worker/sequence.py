@@ -1,5 +1,6 @@
 """One request inside the engine: its tokens, how far they are computed, and its blocks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
@@ -102,25 +103,26 @@ class Sequence:
                 if automaton.finish_reason is not None:
                     return
 
-    def extend(self, token: int, logprobs: TokenLogprobs | None = None) -> TokenRow:
-        """Appends a sampled token and what is forced by it, and takes the row. Raises ValueError
-        where the token is illegal; the sequence is then as it was.
+    def extend(self, token: int, drawn: DrawnLogprobs | None) -> TokenRow:
+        """Appends a sampled token and what is forced by it, and takes the row. ``drawn`` are the
+        token's log-probabilities, where asked for. Raises ValueError where the token is illegal;
+        the sequence is then as it was.
         """
         goes_on = self.automaton.accept(token)
         self.tokens.append(token)
-        if goes_on and self.cached_tokens is None and logprobs is None:
+        if goes_on and self.cached_tokens is None and drawn is None:
             # The path of nearly all tokens: the rows before took all that was before.
             request, first_index = self.request, self.delivered
             self.delivered = first_index + 1
             row = (request.key, request.epoch, first_index, (token,), None, "", None, None)
             return _tuple(TokenRow, row)
+        logprobs = None
+        if drawn is not None:
+            index = len(self.tokens) - 1 - len(self.request.prompt)
+            logprobs = TokenLogprobs(index, *drawn)
         if not goes_on:
             self.extend_forced()
         return self.take_row(self.automaton.finish_reason, logprobs=logprobs)
-
-    def token_logprobs(self, drawn: DrawnLogprobs) -> TokenLogprobs:
-        """Of the token that is sampled next."""
-        return TokenLogprobs(len(self.tokens) - len(self.request.prompt), *drawn)
 
     def take_row(
         self,
@@ -149,8 +151,27 @@ class Chunk(NamedTuple):
     """Whether the last row is the sequence's last token, so that the next one is drawn."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks that one rank runs in one step, as columns, which arrays are made of.
+
+    An object for each sequence in each step would take longer than all else in planning it.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return map(Chunk, self.sequences, self.starts, self.rows, self.sampled)
+
+
 class StepPlan(NamedTuple):
     """What every rank runs in one step."""
 
     step: int
-    ranks: tuple[list[Chunk], ...]
+    ranks: tuple[Chunks, ...]

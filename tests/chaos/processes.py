@@ -16,7 +16,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from moeray.cluster.config import METRICS_PORTS
+from moeray.cluster.port_lock import METRICS_PORTS
 from tests.integration.serving import Server
 
 _EFFECT_S = 5.0

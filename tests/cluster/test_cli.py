@@ -14,7 +14,7 @@ from tests.integration.serving import run
     [
         ("moeray.cluster.cli", {"torch", "ray"}),
         ("moeray.cluster.gateway", {"torch", "triton", "safetensors"}),
-        ("moeray.cluster.router", {"torch", "triton", "safetensors"}),
+        ("moeray.cluster.router_process", {"torch", "triton", "safetensors", "pydantic"}),
         ("moeray.cluster.replica", {"torch", "triton"}),
     ],
 )

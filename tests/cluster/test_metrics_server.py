@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 import pytest
 from prometheus_client.core import Metric
 
-from moeray.cluster.config import METRICS_PORTS
 from moeray.cluster.metrics import WeightedHistogram, counter, gauge, histogram
 from moeray.cluster.metrics_server import (
     MetricsOptions,
@@ -20,6 +19,7 @@ from moeray.cluster.metrics_server import (
     on_node,
     reachable_host,
 )
+from moeray.cluster.port_lock import METRICS_PORTS
 
 from .scraping import fetch, scrape, value
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moeray.cluster.contracts import EngineInfo, Placement
 from moeray.cluster.kv_ledger import KvLedger, cached_blocks
 from moeray.cluster.placement import PlacementLimits, PlacementPolicy
-from moeray.cluster.rank_choice import RankChoice
+from moeray.cluster.rank_choice import RankChoice, clearly_cheapest
 from moeray.cluster.ranks import Rank, RankOrder
 from moeray.cluster.recent_prefixes import RecentPrefixes
 
@@ -181,41 +181,63 @@ def test_stats_count_what_the_ledger_matched(three: PlacementPolicy) -> None:
     assert (stats.prompt_blocks_total, stats.matched_blocks_total) == (14, 6)
 
 
-@given(
-    shared=st.integers(0, 12),
-    depths=st.lists(st.integers(0, 12), min_size=1, max_size=9),
-    busy=st.lists(st.integers(0, 400), min_size=9, max_size=9),
-    window_lost=st.sets(st.integers(0, 11), max_size=2),
-    avoid=st.sets(st.integers(0, 8), max_size=2),
-)
-def test_no_rank_is_cheaper_where_all_share_a_prefix(
-    shared: int,
-    depths: list[int],
-    busy: list[int],
-    window_lost: set[int],
-    avoid: set[int],
-) -> None:
-    """Of chains without holes, of which two at most go beyond what all ranks have."""
-    hashes, ledger, order = chain("p", 12), KvLedger(), RankOrder()
-    ranks = []
-    for number, depth in enumerate(depths):
+HASHES = chain("p", 12)
+BLOCKS = st.sets(st.integers(0, 11))
+
+
+def loaded_ranks(
+    caches: list[tuple[set[int], set[int], int]],
+) -> tuple[KvLedger, RankOrder, list[Rank]]:
+    """Ranks with these full-attention and windowed blocks of HASHES, and held tokens."""
+    ledger, order, ranks = KvLedger(), RankOrder(), []
+    for number, (full, window, tokens) in enumerate(caches):
         rank = Rank(info=engine(f"e{number}", places=64), number=0, serial=number)
-        has = max(shared, depth) if number < 2 else shared
-        lost = {hashes[i] for i in window_lost} if number < 2 else set()
-        ledger.apply(rank, kv_events(1, full=hashes[:has], window=set(hashes[:has]) - lost))
-        rank.hold(1, busy[number])
+        stored = [HASHES[i] for i in sorted(full)]
+        ledger.apply(rank, kv_events(1, full=stored, window=[HASHES[i] for i in window]))
+        rank.hold(1, tokens)
         order.add(rank)
         ranks.append(rank)
+    return ledger, order, ranks
+
+
+def cost(rank: Rank) -> float:
+    return rank.load - 16 * cached_blocks(rank, HASHES)
+
+
+@given(
+    caches=st.lists(st.tuples(BLOCKS, BLOCKS, st.integers(0, 400)), min_size=1, max_size=7),
+    avoid=st.sets(st.integers(0, 6), max_size=2),
+)
+def test_no_rank_is_cheaper_than_the_clearly_cheapest_whatever_was_evicted(
+    caches: list[tuple[set[int], set[int], int]], avoid: set[int]
+) -> None:
+    ledger, order, ranks = loaded_ranks(caches)
+    asked = request("a", tokens=193, hashes=HASHES, avoid=tuple(f"e{n}" for n in avoid))
+    idle = order.least_loaded(asked.avoid_engine_ids)
+    if idle is not None:
+        clear = clearly_cheapest(ledger, asked, idle, *ledger.deepest(HASHES, 12))
+        if clear is not None:
+            usable = [rank for rank in ranks if rank.engine_id not in asked.avoid_engine_ids]
+            assert clear[1] == cached_blocks(clear[0], HASHES)
+            assert clear[0] in usable
+            assert cost(clear[0]) == min(map(cost, usable))
+
+
+@given(
+    shared=st.integers(0, 12),
+    longer=st.lists(st.integers(0, 12), max_size=2),
+    busy=st.lists(st.integers(0, 400), min_size=2, max_size=9),
+)
+def test_the_cheapest_rank_is_found_where_few_know_more_than_all(
+    shared: int, longer: list[int], busy: list[int]
+) -> None:
+    lengths = [max(shared, n) for n in longer] + [shared] * (len(busy) - len(longer))
+    caches = [
+        (set(range(n)), set(range(n)), tokens) for n, tokens in zip(lengths, busy, strict=True)
+    ]
+    ledger, order, ranks = loaded_ranks(caches)
     recent = RecentPrefixes(lifetime_s=1.0, max_prefixes=16)
     choice = RankChoice(ledger, recent, max_conversations=4)
-    asked = request("a", tokens=193, hashes=hashes, avoid=tuple(f"e{n}" for n in avoid))
-    chosen = choice.choose(order, asked, 0.0)
-    costs = {
-        rank: rank.load - 16 * cached_blocks(rank, hashes)
-        for rank in ranks
-        if rank.engine_id not in asked.avoid_engine_ids
-    }
-    assert (chosen is None) == (not costs)
-    if chosen is not None:
-        assert chosen[1] == cached_blocks(chosen[0], hashes)
-        assert costs[chosen[0]] == min(costs.values())
+    chosen = choice.choose(order, request("a", tokens=193, hashes=HASHES), 0.0)
+    assert chosen is not None and chosen[1] == cached_blocks(chosen[0], HASHES)
+    assert cost(chosen[0]) == min(map(cost, ranks))

@@ -21,7 +21,7 @@ from moeray.worker.plan import Drawn
 from moeray.worker.rank_scheduler import RankScheduler
 from moeray.worker.request import EngineRequest, FinishReason, RequestKey, TokenRow
 from moeray.worker.scheduler import RequestRefused, Scheduler
-from moeray.worker.sequence import Chunk, Sequence, StepPlan
+from moeray.worker.sequence import Chunk, Chunks, Sequence, StepPlan
 from tests.worker.engine_fakes import FakeAutomaton, draw, engine_config, expected_answer, request
 
 UNSOUND_SEED = 13
@@ -99,7 +99,7 @@ class KvMemory:
         self._computed: dict[str, set[int]] = defaultdict(set)
         """By salt, the traces at the ends of blocks that were computed."""
 
-    def execute(self, chunks: list[Chunk]) -> Drawn:
+    def execute(self, chunks: Chunks) -> Drawn:
         for chunk in chunks:
             self._check_start(chunk)
         for chunk in chunks:

@@ -81,7 +81,8 @@ def generate(
             chunk = (source.choice(ids or text),)
         for token in chunk:
             assert follower.finish_reason is None
-            follower.accept(token)
+            goes_on = follower.accept(token)
+            assert goes_on == (follower.finish_reason is None and not follower.forced())
             tokens.append(token)
         assert follower.produced_tokens == len(tokens)
     return tokens

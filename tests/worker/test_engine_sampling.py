@@ -88,7 +88,10 @@ def test_every_option_gives_the_same_rows_alone_and_in_company(engine: Engine) -
             (row.logprobs for row in together[key] if row.logprobs),
             strict=True,
         ):
-            assert (mine.index, mine.top_token_ids) == (theirs.index, theirs.top_token_ids)
+            assert (mine.answer_index, mine.top_token_ids) == (
+                theirs.answer_index,
+                theirs.top_token_ids,
+            )
             assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3)
 
 

@@ -18,7 +18,7 @@ import pytest
 from moeray.worker.plan import Drawn, RankPlan
 from moeray.worker.planner import Planner
 from moeray.worker.ranks import LocalRanks, RankFailure, SocketRanks
-from moeray.worker.sequence import StepPlan
+from moeray.worker.sequence import Chunks, StepPlan
 from moeray.worker.wire import Hello, encode_hello, send_message
 
 # A rank without a model: it answers with the step, dies, raises or hangs at the step it is told.
@@ -50,7 +50,7 @@ RANK = textwrap.dedent(
 
 
 def idle_plans(step: int, ranks: int) -> list[RankPlan]:
-    return Planner(ranks).rank_plans(StepPlan(step, tuple([] for _ in range(ranks))))
+    return Planner(ranks).rank_plans(StepPlan(step, tuple(Chunks() for _ in range(ranks))))
 
 
 @contextmanager

@@ -100,9 +100,9 @@ def test_noise_in_the_logits_moves_no_draw(logits: Float32) -> None:
     assert moved(by_sample, logits, 250) == 0
 
 
-def test_noise_in_the_logits_would_move_draws_by_inverse_cdf() -> None:
-    # The sums of random noise cancel out for the most part; a model's errors need not.
-    assert moved(inverted, MODEL_LIKE, 250) > 0
+@pytest.mark.parametrize("logits", [MODEL_LIKE, PEAKED], ids=["model", "peaked"])
+def test_noise_in_the_logits_would_move_draws_by_inverse_cdf(logits: Float32) -> None:
+    assert moved(inverted, logits, 250) > 2
 
 
 @pytest.mark.parametrize(

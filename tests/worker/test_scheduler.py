@@ -234,7 +234,7 @@ def test_a_long_prompt_runs_in_chunks_beside_decoding_ones() -> None:
         plan = step(engine, answers)
         assert plan is not None
         assert len(answers.tokens[RequestKey(1, 1)]) > delivered
-        rows.append(plan.ranks[0][1].rows)
+        rows.append(plan.ranks[0].rows[1])
     assert sum(rows) == 30
     assert max(rows) == 7
 

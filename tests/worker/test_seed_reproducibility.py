@@ -7,8 +7,7 @@ The small checkpoint's logits are flat, so every draw has hundreds of likely tok
 
 import subprocess
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,24 +16,13 @@ import torch
 
 from moeray.worker.communicator import SingleRank, host_store
 from moeray.worker.config import EngineConfig
-from moeray.worker.engine import Engine
-from moeray.worker.kv_plan import KvPlan
 from moeray.worker.rank import Rank
-from moeray.worker.ranks import LocalRanks, RankGroup, SocketRanks
+from moeray.worker.ranks import LocalRanks, SocketRanks
 from moeray.worker.request import EngineRequest, SamplingParams
-from moeray.worker.scheduler import Scheduler
 from tests.worker.engine_fakes import request
-from tests.worker.paged_run import SMALL, make_small
-from tests.worker.test_exactness import RANK, TextOnly
+from tests.worker.paged_run import make_small
+from tests.worker.test_exactness import RANK, SETTINGS, SHAPE, Answers, Group
 
-WINDOW = 20
-SHAPE = replace(SMALL, sliding_window=WINDOW)
-SETTINGS = {
-    "block_tokens": 8,
-    "kv_tokens_per_rank": 2048,
-    "max_running_per_rank": 12,
-    "step_tokens_per_rank": 96,
-}
 TOKENS = 40
 OPTIONS = [
     SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=1),
@@ -43,8 +31,6 @@ OPTIONS = [
     SamplingParams(temperature=0.8, top_p=0.9, top_k=0, seed=3),
     SamplingParams(temperature=1.3, top_p=1.0, top_k=50, seed=4, min_p=0.01),
 ]
-
-Answers = dict[int, tuple[int, ...]]
 
 
 def text(length: int, seed: int) -> list[int]:
@@ -71,36 +57,6 @@ def companions() -> list[EngineRequest]:
         )
         for i in range(6)
     ]
-
-
-class Group:
-    """Ranks that stay, and an engine of its own over them for each case."""
-
-    def __init__(self, model: Path, ranks: int, group: RankGroup) -> None:
-        self._model, self._ranks, self._group = model, ranks, group
-
-    def engine(self, **settings: int) -> Engine:
-        config = EngineConfig(
-            model=self._model,
-            ranks=self._ranks,
-            **{**SETTINGS, **settings},  # type: ignore[arg-type]
-        )
-        kv = KvPlan.of(config, 4096, WINDOW)
-        scheduler = Scheduler(config, kv, context_length=4096, new_automaton=TextOnly)
-        return Engine(scheduler, self._group)
-
-    def run(self, engine: Engine, requests: Sequence[EngineRequest]) -> tuple[Answers, int]:
-        """The answers of the seeded requests, and how many prompt tokens were cached in all."""
-        answers: Answers = {}
-        cached = 0
-        for each in requests:
-            engine.submit(replace(each, rank=each.rank % self._ranks))
-        while engine.busy:
-            for row in engine.step():
-                answers[row.key.key] = answers.get(row.key.key, ()) + row.token_ids
-                cached += row.cached_tokens or 0
-        engine.scheduler.check_integrity()
-        return {key: answer for key, answer in answers.items() if key < 100}, cached
 
 
 @pytest.fixture(scope="module")
@@ -161,23 +117,29 @@ def test_alone(group: Group, alone: Answers) -> None:
     assert each_alone(group) == alone
 
 
+def with_company(group: Group, *requests: EngineRequest, **settings: int) -> Answers:
+    """The answers of the seeded ones."""
+    answers, _ = group.run(group.engine(**settings), requests)
+    return {key: answer for key, answer in answers.items() if key < 100}
+
+
 def test_in_random_company(group: Group, alone: Answers) -> None:
     few, many = companions()[:3], companions()
-    assert group.run(group.engine(), [*few, *seeded()])[0] == alone
-    assert group.run(group.engine(), [*seeded()[::-1], *many])[0] == alone
+    assert with_company(group, *few, *seeded()) == alone
+    assert with_company(group, *seeded()[::-1], *many) == alone
 
 
 def test_in_small_chunks(group: Group, alone: Answers) -> None:
-    engine = group.engine(step_tokens_per_rank=9, max_running_per_rank=6)
-    assert group.run(engine, [*companions()[:2], *seeded()])[0] == alone
+    sizes = {"step_tokens_per_rank": 9, "max_running_per_rank": 6}
+    assert with_company(group, *companions()[:2], *seeded(), **sizes) == alone
 
 
 def test_from_the_cache(group: Group, alone: Answers) -> None:
     engine = group.engine()
-    answers, before = group.run(engine, seeded())
-    again, cached = group.run(engine, seeded())
-    assert answers == again == alone
-    assert cached > before + 100
+    assert group.run(engine, seeded())[0] == alone
+    answers, cached = group.run(engine, seeded())
+    assert answers == alone
+    assert {key: found for key, (found,) in cached.items()} == {0: 8, 1: 32, 2: 48, 3: 32, 4: 56}
 
 
 def test_after_preemption(group: Group, alone: Answers) -> None:

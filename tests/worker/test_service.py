@@ -227,7 +227,7 @@ async def test_rows_of_one_step_share_a_batch() -> None:
         assert gateway.batches == thread.load.steps
 
 
-@pytest.mark.parametrize("token", [mint_token(), TOKEN[:-1]])
+@pytest.mark.parametrize("token", [mint_token(), TOKEN[:-1]], ids=["another", "shorter"])
 async def test_a_wrong_proof_is_refused(token: bytes) -> None:
     async with serving(fake_engine()) as served:
         gateway = served.connect(token)
