@@ -243,7 +243,7 @@ def test_a_bad_checkpoint_is_refused_before_anything_starts(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--ranks", "3"), "ranks must be 1, 2, 4 or 8"),
+        (("--ranks", "3"), "ranks: must be 1, 2, 4 or 8"),
         (("--device", "tpu"), "device"),
         (("--device", "cuda"), "GPUs"),
         (("--config", "none.yaml"), "none.yaml is no file"),

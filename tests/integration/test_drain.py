@@ -20,7 +20,7 @@ def test_a_running_answer_is_finished() -> None:
     answer, started = WholeAnswer(), threading.Event()
 
     def listen(target: str) -> None:
-        request = user_request("hi", thinking_budget=50, max_output_tokens=250)
+        request = user_request("hi", thinking_budget=50, max_output_tokens=120)
         with Client(target) as client:
             for event in client.generate(request):
                 answer.add(event)
@@ -34,4 +34,4 @@ def test_a_running_answer_is_finished() -> None:
         listener.join(30)
     assert "draining" in server.output
     assert answer.first.finished.reason == pb.FINISH_REASON_LENGTH
-    assert answer.first.usage.output_tokens == 250
+    assert answer.first.usage.output_tokens == 120

@@ -18,7 +18,7 @@ from tests.integration.serving import Server, wait_until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 ROUTER = "ray::Router"
-OUTPUT = 400
+OUTPUT = 200
 
 
 @pytest.fixture(scope="module")

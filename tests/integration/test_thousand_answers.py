@@ -70,10 +70,12 @@ def requests(renderer: HarmonyRenderer) -> Iterator[EngineRequest]:
             request_key=number,
             prompt_token_ids=renderer.render(asked),
             max_output_tokens=limit,
-            sampling=engine_pb2.Sampling(temperature=2.0, top_p=1.0, seed=number),
+            sampling=engine_pb2.Sampling(
+                temperature=2.0, top_p=1.0, repetition_penalty=1.0, seed=number
+            ),
             channel_rules=renderer.channel_rules(asked),
         )
-        yield engine_request(submit, link=1, vocabulary_size=VOCABULARY_SIZE)
+        yield engine_request(submit, link=1, vocabulary_size=VOCABULARY_SIZE, now=0.0)
 
 
 @pytest.mark.timeout(300)

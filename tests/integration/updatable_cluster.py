@@ -6,12 +6,12 @@ of changed settings on its standard input; it drains and stops at the input's en
 
 import json
 import sys
-from dataclasses import replace
 
 from ray import serve
 
 from moeray.cluster.application import APPLICATION, build_application
 from moeray.cluster.config import load_settings
+from moeray.cluster.engine_spec import EngineSpec
 from moeray.cluster.lifecycle import Cluster, running_cluster
 
 
@@ -28,7 +28,13 @@ def main() -> None:
 def update(cluster: Cluster, changes: dict[str, object]) -> None:
     """Deploy the application again with changed settings, and wait until that is done."""
     spec = cluster.spec
-    spec = replace(spec, settings=spec.settings.model_copy(update=changes))
+    spec = EngineSpec.resolve(
+        spec.settings.model_copy(update=changes),
+        spec.model,
+        gpus_per_node=0,
+        cluster_token=spec.cluster_token,
+        loopback=spec.loopback,
+    )
     port = int(cluster.target.rpartition(":")[2])
     serve.run(build_application(spec, port), name=APPLICATION, route_prefix=None)
 
