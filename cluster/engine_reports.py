@@ -72,14 +72,16 @@ class EngineReports:
         loop = asyncio.get_running_loop()
         load_due_at = loop.time()
         while is_alive():
-            if loop.time() >= load_due_at:
+            # Where the router was not reached, it is told in the next round.
+            if loop.time() >= load_due_at and await self.report_load():
                 load_due_at = loop.time() + LOAD_PERIOD_S
-                await self.report_load()
             await self.report_kv()
             await asyncio.sleep(KV_PERIOD_S)
 
-    async def report_load(self) -> None:
-        """A sign of life; registers the engine where the router does not know it."""
+    async def report_load(self) -> bool:
+        """A sign of life; registers the engine where the router does not know it. False: the
+        router was not reached.
+        """
         try:
             if not await self._router.report_load(self._load()):
                 await self._router.register_engine(self._info)
@@ -87,6 +89,8 @@ class EngineReports:
         except RouterUnreachable:
             # It may have registered the engine, so its ledger may lack what follows from here.
             self._request_snapshots(range(self._info.ranks))
+            return False
+        return True
 
     async def report_kv(self) -> None:
         """Send what changed in the caches since the last call, if anything did."""

@@ -5,8 +5,6 @@ Its logits differ in their last bits from one of these to the next, and a draw m
 The small checkpoint's logits are flat, so every draw has hundreds of likely tokens to choose from.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeray.worker.communicator import SingleRank, host_store
-from moeray.worker.config import EngineConfig
-from moeray.worker.rank import Rank
-from moeray.worker.ranks import LocalRanks, SocketRanks
 from moeray.worker.request import EngineRequest, SamplingParams
 from tests.worker.engine_fakes import request
 from tests.worker.paged_run import make_small
-from tests.worker.test_exactness import RANK, SETTINGS, SHAPE, Answers, Group
+from tests.worker.rank_groups import SHAPE, Answers, Group, running_group
 
 TOKENS = 40
 OPTIONS = [
@@ -65,47 +59,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_small(tmp_path_factory.mktemp("seeded") / "made", SHAPE)
 
 
-def local(model: Path) -> Group:
-    config = EngineConfig(model=model, **SETTINGS)  # type: ignore[arg-type]
-    rank = Rank.load(config, device=torch.device("cpu"), communicator=SingleRank())
-    return Group(model, 1, LocalRanks(rank))
-
-
 @pytest.fixture(scope="module", params=[1, 2])
 def group(request: pytest.FixtureRequest, model: Path) -> Iterator[Group]:
-    ranks: int = request.param
-    if ranks == 1:
-        yield local(model)
-        return
-    store = host_store()
-    sockets = SocketRanks(ranks, step_timeout_s=120)
-    settings = str(SETTINGS).replace("'", '"')
-    arguments = [str(ranks), sockets.path, sockets.secret.hex(), str(store.port), settings]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(model), str(rank), *arguments])
-        for rank in range(ranks)
-    ]
-    try:
-        sockets.accept(timeout_s=120)
-        yield Group(model, ranks, sockets)
-    finally:
-        sockets.close()
-        for process in processes:
-            process.kill()
-            process.wait()
+    with running_group(model, request.param) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def alone(model: Path) -> Answers:
     """The answers at one rank, each request with an engine to itself."""
-    return each_alone(local(model))
-
-
-def each_alone(group: Group) -> Answers:
-    answers: Answers = {}
-    for each in seeded():
-        answers |= group.run(group.engine(), [each])[0]
-    return answers
+    with running_group(model, 1) as running:
+        return running.alone(seeded())
 
 
 def test_answers_are_worth_comparing(alone: Answers) -> None:
@@ -114,7 +78,7 @@ def test_answers_are_worth_comparing(alone: Answers) -> None:
 
 
 def test_alone(group: Group, alone: Answers) -> None:
-    assert each_alone(group) == alone
+    assert group.alone(seeded()) == alone
 
 
 def with_company(group: Group, *requests: EngineRequest, **settings: int) -> Answers:
