@@ -386,7 +386,7 @@ Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """GenerateRequest asks for one answer."""
+    """GenerateRequest asks for an answer, or for n of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -519,7 +519,7 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """GenerateResponse is one event of the answer."""
+    """GenerateResponse is one event of an answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

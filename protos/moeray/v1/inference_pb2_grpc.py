@@ -72,15 +72,16 @@ class InferenceServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generate streams one answer: `started`, then deltas and tool calls as they are made, then
-        `usage` and `finished`. Cancelling the call, or its deadline, frees what it held.
+        """Generate streams an answer: `started`, then deltas and tool calls as they are made, then `usage`
+        and `finished`; with n above 1, several answers side by side. Cancelling the call, or its
+        deadline, frees what it held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
-        """Complete is Generate for clients that do not stream: the whole answer in one message.
+        """Complete is Generate for clients that do not stream: the whole answers in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,11 +39,12 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
-    """Generate streams one answer: `started`, then deltas and tool calls as they are made, then
-    `usage` and `finished`. Cancelling the call, or its deadline, frees what it held.
+    """Generate streams an answer: `started`, then deltas and tool calls as they are made, then `usage`
+    and `finished`; with n above 1, several answers side by side. Cancelling the call, or its
+    deadline, frees what it held.
     """
     Complete: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CompleteRequest, _inference_pb2.CompleteResponse]
-    """Complete is Generate for clients that do not stream: the whole answer in one message."""
+    """Complete is Generate for clients that do not stream: the whole answers in one message."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
     """CountTokens renders a request and counts its prompt; nothing is generated."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
@@ -59,11 +60,12 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generate streams one answer: `started`, then deltas and tool calls as they are made, then
-    `usage` and `finished`. Cancelling the call, or its deadline, frees what it held.
+    """Generate streams an answer: `started`, then deltas and tool calls as they are made, then `usage`
+    and `finished`; with n above 1, several answers side by side. Cancelling the call, or its
+    deadline, frees what it held.
     """
     Complete: _aio.UnaryUnaryMultiCallable[_inference_pb2.CompleteRequest, _inference_pb2.CompleteResponse]  # type: ignore[assignment]
-    """Complete is Generate for clients that do not stream: the whole answer in one message."""
+    """Complete is Generate for clients that do not stream: the whole answers in one message."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
     """CountTokens renders a request and counts its prompt; nothing is generated."""
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -82,8 +84,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
-        """Generate streams one answer: `started`, then deltas and tool calls as they are made, then
-        `usage` and `finished`. Cancelling the call, or its deadline, frees what it held.
+        """Generate streams an answer: `started`, then deltas and tool calls as they are made, then `usage`
+        and `finished`; with n above 1, several answers side by side. Cancelling the call, or its
+        deadline, frees what it held.
         """
 
     @_abc_1.abstractmethod
@@ -92,7 +95,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.CompleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CompleteResponse, _abc.Awaitable[_inference_pb2.CompleteResponse]]:
-        """Complete is Generate for clients that do not stream: the whole answer in one message."""
+        """Complete is Generate for clients that do not stream: the whole answers in one message."""
 
     @_abc_1.abstractmethod
     def CountTokens(
