@@ -149,7 +149,7 @@ class Answers:
     async def render(self, message: pb.GenerateRequest, call: Call) -> Prompt:
         """Validate and render, off the event loop: big prompts take long. Raises MoerayError."""
         request = await asyncio.to_thread(self._validator.validate, message)
-        wait_s = call.remaining_s(self._no_engine_wait_s)
+        wait_s = call.time_left_s(self._no_engine_wait_s)
         model = await self._catalogue.wait_for(request.model, wait_s)
         return await asyncio.to_thread(self._render, request, model)
 

@@ -142,8 +142,9 @@ class Settings(BaseSettings):
     max_waiting_tokens: Annotated[int, Field(ge=0)] = 4_000_000
     """Prompt tokens that may wait for a place."""
     no_engine_timeout_s: Annotated[float, Field(ge=0)] = 30.0
-    """How long a request waits while no engine is registered, if its deadline is not earlier. With
-    min_engines 0 it should be longer than an engine takes to start."""
+    """How long a request without a deadline waits while no engine is registered; one that has a
+    deadline waits until then. With min_engines 0 it should be longer than an engine takes to start.
+    """
     start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     """How long the cluster may take to answer its first health check."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0

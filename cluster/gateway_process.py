@@ -40,7 +40,7 @@ class GatewaySettings:
     checkpoint: Path | None = None
     """The served checkpoint's folder, for its tokenizer. None: the packaged vocabulary."""
     no_engine_wait_s: float = 30.0
-    """How long a request waits while no engine is registered."""
+    """How long a request without a deadline waits while no engine is registered."""
     flush_s: float = 0.0
     """How long tokens may wait for more of their answer, so that fewer messages are sent."""
     drain_grace_s: float = 30.0

@@ -63,11 +63,9 @@ class Call:
         """Count up one of the facts."""
         self.facts[fact] = int(self.facts.get(fact, 0)) + count
 
-    def remaining_s(self, limit_s: float) -> float:
-        """Seconds to the deadline, but at most ``limit_s`` and not below 0."""
-        if self.deadline is None:
-            return limit_s
-        return max(0.0, min(limit_s, self.deadline - time.time()))
+    def time_left_s(self, default_s: float) -> float:
+        """Seconds to the deadline, not below 0; ``default_s`` where there is none."""
+        return default_s if self.deadline is None else max(0.0, self.deadline - time.time())
 
 
 class RpcBoundary(grpc.aio.ServerInterceptor):

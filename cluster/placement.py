@@ -49,7 +49,8 @@ class PlacementLimits:
     gateway_timeout_s: float = 10.0
     """A gateway that does not call for this long has vanished."""
     no_engine_wait_s: float = 30.0
-    """How long a request waits while no engine could take it, if its deadline is not earlier."""
+    """How long a request without a deadline waits while no engine could take it; one that has a
+    deadline waits until then."""
     priority_step_s: float = 1.0
     """Seconds of waiting that one step of priority is worth."""
     drain_window_s: float = 10.0
@@ -286,13 +287,14 @@ class PlacementPolicy:
         self._gateways.add_outcome(entry.gateway_id, outcome)
 
     def _note_stranded(self, entry: WaitingEntry, now: float) -> bool:
-        """Whether no engine could take the entry for as long as one waits for that."""
+        """Whether no engine could take the entry for as long as it waits for that."""
         if self._engines.could_take(entry.request):
             entry.stranded_since = None
             return False
         if entry.stranded_since is None:
             entry.stranded_since = now
-        return now - entry.stranded_since >= self.limits.no_engine_wait_s
+        waited = now - entry.stranded_since >= self.limits.no_engine_wait_s
+        return waited and entry.request.deadline is None
 
     def check_integrity(self, now: float) -> None:
         """Assert what must always hold; for tests."""

@@ -156,6 +156,17 @@ def test_without_an_engine_a_request_waits_only_so_long() -> None:
     assert MIN_RETRY_S <= refused.retry_after_s <= MAX_RETRY_S
 
 
+def test_without_an_engine_a_request_with_a_deadline_waits_until_then() -> None:
+    placing = policy()
+    placing.place("g", request("a", deadline=100.0), 0.0)
+    placing.heartbeat("g", 99.0)
+    placing.expire(99.0)
+    assert placing.take_outcomes("g") == []
+    placing.expire(100.0)
+    (refused,) = placing.take_outcomes("g")
+    assert isinstance(refused, Refused) and refused.reason == "deadline"
+
+
 def test_a_request_is_not_placed_where_it_was_lost() -> None:
     placing = policy(engine("e1"), engine("e2", ranks=1))
     assert placing.place("g", request("a", avoid=("e1",)), 0.0) == Placement("a", "e2", 0)
