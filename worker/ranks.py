@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from moeray.worker.plan import Drawn, RankPlan
 from moeray.worker.socket_folder import SocketFolder
@@ -27,6 +27,9 @@ from moeray.worker.wire import (
     receive_message,
     send_message,
 )
+
+_LISTENS: Final = 8
+"""How often, at least, ranks are listened to before one counts as silent."""
 
 
 class RankFailure(Exception):
@@ -79,12 +82,14 @@ class SocketRanks:
 
     def __init__(self, ranks: int, *, step_timeout_s: float = 30.0, silence_s: float = 3.0) -> None:
         """``step_timeout_s`` bounds a step; ``silence_s`` is how long a living rank may say
-        nothing, not even a heartbeat."""
+        nothing, not even a heartbeat, while this process is there to listen."""
         self.secret = secrets.token_bytes(32)
         self._step_timeout_s = step_timeout_s
         self._silence_s = silence_s
         self._connections: dict[int, socket.socket] = {}
-        self._heard_at: dict[int, float] = {}
+        self._silence: dict[int, float] = {}
+        """Seconds for which each rank said nothing, as far as this process was there to listen."""
+        self._listened_at = time.monotonic()
         self._ranks = ranks
         self._in_use = threading.Lock()
         self._folder = SocketFolder()
@@ -143,8 +148,7 @@ class SocketRanks:
             if now >= deadline:
                 late = f"no answer within {self._step_timeout_s:g} s (silent: {missing})"
                 raise RankFailure(missing[0], late)
-            patience_s = min(self._heard_at.values()) + self._silence_s - now
-            for rank in self._ready_ranks(max(0.0, min(patience_s, deadline - now))):
+            for rank in self._ready_ranks(min(self._silence_s / _LISTENS, deadline - now)):
                 if (result := self._receive(rank)) is not None:
                     results[rank] = self._drawn_of(rank, result, plans[rank])
             self._refuse_silence()
@@ -171,7 +175,7 @@ class SocketRanks:
             connection.close()
             return
         self._connections[hello.rank] = connection
-        self._heard_at[hello.rank] = time.monotonic()
+        self._silence[hello.rank] = 0.0
         self._selector.register(connection, selectors.EVENT_READ, hello.rank)
 
     def _ready_ranks(self, timeout_s: float) -> list[int]:
@@ -183,17 +187,22 @@ class SocketRanks:
             reply = decode_reply(receive_message(self._connections[rank]))
         except (EOFError, OSError, ValueError) as error:
             raise RankFailure(rank, f"lost: {error}") from error
-        self._heard_at[rank] = time.monotonic()
+        self._silence[rank] = 0.0
         if isinstance(reply, StepError):
             raise RankFailure(rank, reply.text)
         return None if isinstance(reply, Heartbeat) else reply
 
     def _refuse_silence(self) -> None:
-        """Call it after what is there was read: this process itself may have stood still."""
-        rank, heard_at = min(self._heard_at.items(), key=lambda item: item[1])
-        is_silent = time.monotonic() - heard_at >= self._silence_s
-        if is_silent and rank not in self._ready_ranks(0.0):
-            raise RankFailure(rank, f"it said nothing for {self._silence_s:g} s")
+        """Call it after what is there was read. However long it was not called, it counts little:
+        where this process stood still, so may the ranks have, with the whole machine.
+        """
+        now = time.monotonic()
+        passed = min(now - self._listened_at, self._silence_s / _LISTENS)
+        self._listened_at = now
+        for rank in self._silence:
+            self._silence[rank] += passed
+            if self._silence[rank] >= self._silence_s:
+                raise RankFailure(rank, f"it said nothing for {self._silence_s:g} s")
 
     def _drawn_of(self, rank: int, result: StepResult, plan: RankPlan) -> Drawn:
         if result.step != plan.step or len(result.drawn.tokens) != len(plan.samples.sequences):

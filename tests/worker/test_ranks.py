@@ -179,6 +179,21 @@ def test_a_leader_that_stood_still_does_not_blame_its_ranks() -> None:
         assert len(group.execute(idle_plans(1, 2))) == 2
 
 
+def test_a_machine_that_stood_still_costs_no_rank() -> None:
+    group = SocketRanks(2, silence_s=1.5)
+    with started(group, "", "") as processes:
+        group.accept(timeout_s=60)
+        group.check()
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)  # nobody runs, this process neither
+        group.check()  # what was sent before
+        group.check()
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        assert len(group.execute(idle_plans(1, 2))) == 2
+
+
 def test_a_rank_that_hangs_still_says_that_it_lives() -> None:
     group = SocketRanks(1, step_timeout_s=3, silence_s=1)
     with started(group, "hang", at=1):
