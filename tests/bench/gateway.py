@@ -1,11 +1,12 @@
 """What a streamed token costs a gateway: tokens per second and core, and the time it adds.
 
 Run as `python -m tests.bench.gateway [--streams 128] [--steps 1000] [--step-ms 5 10 0]
-[--flush-ms 20 0]`. A whole gateway (real gRPC on both sides), an engine without a model, and a client, each in a process of its
-own. The engine sends one step batch with a token for every stream each step; a step of 0 ms floods.
-Tokens per core are tokens that reached the client over the CPU seconds (user and system) that the
-gateway's process used meanwhile. Latency is from the engine's write to the client's read, of each
-text token; which token came is known from the length of the text, so that nothing but text travels.
+[--flush-ms 20 0]`. A whole gateway (real gRPC on both sides), an engine without a model, and a
+client, each in a process of its own. The engine sends one step batch with a token for every stream
+each step; a step of 0 ms floods. Tokens per core are tokens that reached the client over the CPU
+seconds (user and system) that the gateway's process used meanwhile. Latency is from the engine's
+write to the client's read, of each text token; which token came is known from the length of the
+text, so that nothing but text travels.
 """
 
 import argparse
