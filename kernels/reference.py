@@ -229,18 +229,23 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tens
     A byte holds two e2m1 values, the earlier one in its low nibble; the scale is
     2 ** (byte - 127). Exact in float32 and bfloat16 (OCP MX specification 1.0).
     """
-    pairs = F.embedding(blocks.int(), _mxfp4_pairs(dtype, blocks.device))
+    pairs = _mxfp4_pairs(dtype, blocks.device).index_select(0, blocks.flatten().int())
+    values = pairs.view(dtype).view(*scales.shape, MXFP4_BLOCK)
     ones = torch.ones(scales.shape, dtype=torch.float32, device=scales.device)
-    powers = torch.ldexp(ones, scales.int() - _E8M0_BIAS).to(dtype)
-    return (pairs.flatten(-2) * powers[..., None]).flatten(-2)
+    values *= torch.ldexp(ones, scales.int() - _E8M0_BIAS).to(dtype)[..., None]
+    return values.flatten(-2)
 
 
 @cache
 def _mxfp4_pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[256, 2]: row b holds the values of byte b's low and high nibble."""
+    """[256]: entry b holds the bits of two values, of byte b's low and high nibble.
+
+    As one integer, because looking up two values at once takes half the time.
+    """
     magnitudes = torch.tensor(MXFP4_VALUES, dtype=dtype, device=device)
     values = torch.cat((magnitudes, -magnitudes))
-    return torch.cartesian_prod(values, values).flip(-1).contiguous()
+    pairs = torch.cartesian_prod(values, values).flip(-1).contiguous()
+    return pairs.view(torch.int64 if dtype.itemsize == 4 else torch.int32)[:, 0]
 
 
 def mxfp4_grouped_linear(

@@ -22,6 +22,7 @@ from moeray.worker.communicator import Communicator
 from moeray.worker.config import EXPERT_GROUPS
 from moeray.worker.kv_cache import KvCache, LayerCache
 from moeray.worker.model_config import ModelConfig
+from moeray.worker.unembedding import Unembedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Model:
     embedding: Tensor
     layers: tuple[Layer, ...]
     final_norm: Tensor
-    unembedding: Tensor
+    unembedding: Unembedding
     inverse_frequencies: Tensor
 
     @classmethod
@@ -112,7 +113,7 @@ class Model:
             embedding=loader.dense("model.embed_tokens.weight"),
             layers=tuple(loader.layer(i) for i in range(config.layers)),
             final_norm=loader.dense("model.norm.weight"),
-            unembedding=loader.dense("lm_head.weight"),
+            unembedding=Unembedding.of(loader.dense("lm_head.weight")),
             inverse_frequencies=frequencies.to(device),
         )
 
@@ -141,7 +142,7 @@ class Model:
     def logits(self, hidden: Tensor) -> Tensor:
         """The final norm and the unembedding: hidden [K, H] to [K, vocabulary] float32."""
         normed = ops.rms_norm(hidden, self.final_norm, self.config.rms_norm_eps)
-        return F.linear(normed, self.unembedding).float()
+        return self.unembedding(normed)
 
     def _attention(
         self, layer: Layer, x: Tensor, rope: RopeTables, batch: Batch, cache: LayerCache
