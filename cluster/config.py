@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     """A rank whose process says nothing for this long, not even a heartbeat, counts as dead."""
 
     default_max_output_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Limit when a request sets none. None: 4096, or 256 for the embedded model."""
+    """Limit when a request sets none. None: 4096, or 1024 for the embedded model."""
     engine_surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
     """Engines beyond their number that an update may start before it stops old ones. 0: old ones
     stop first, for want of GPUs for more; requests wait meanwhile."""

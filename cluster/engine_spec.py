@@ -11,8 +11,9 @@ Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "bfloat16"]
 
 _DEFAULT_OUTPUT_TOKENS = 4096
-_DEFAULT_OUTPUT_TOKENS_EMBEDDED = 256
-"""The embedded model's weights are random: it would fill any limit with noise."""
+_DEFAULT_OUTPUT_TOKENS_EMBEDDED = 1024
+"""The embedded model is tiny: asked for what it was not trained on, it may ramble without an end,
+and what it was trained on takes less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What all tests share: calm hypothesis settings, and the embedded model, made once."""
+"""What all tests share: calm hypothesis settings, and two models, each made once."""
 
 import os
 from pathlib import Path
@@ -29,3 +29,11 @@ def embedded_model(embedded_cache: Path) -> Path:
     from moeray.worker.embedded import ensure_embedded
 
     return ensure_embedded(embedded_cache)
+
+
+@pytest.fixture(scope="session")
+def random_model(embedded_cache: Path) -> Path:
+    """Folder of a small random checkpoint, whose answers end by chance hardly ever."""
+    from tests.random_model import ensure_random_model
+
+    return ensure_random_model(embedded_cache)

@@ -49,7 +49,7 @@ class Checkpoint:
         config = ModelConfig.read(folder / "config.json")
         read_json_object(folder / "tokenizer.json", "a tokenizer.json")
         files = _tensor_files(folder)
-        headers = {path: _read_header(path) for path in sorted(set(files.values()))}
+        headers = {path: read_header(path) for path in sorted(set(files.values()))}
         for name, spec in expected_tensors(config).items():
             _check_tensor(folder, name, spec, files, headers)
         return cls(folder=folder, config=config, files=files)
@@ -78,7 +78,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         return _indexed_files(folder)
     single = folder / SINGLE_FILE
     if single.exists():
-        return dict.fromkeys(_read_header(single), single)
+        return dict.fromkeys(read_header(single), single)
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickled:
         raise CheckpointError(
@@ -112,7 +112,7 @@ def _indexed_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _read_header(path: Path) -> dict[str, TensorSpec]:
+def read_header(path: Path) -> dict[str, TensorSpec]:
     """Shapes and dtypes in a safetensors file whose size is what its header says.
 
     Format: 8 bytes little-endian header length, a JSON header, the data.

@@ -1,4 +1,4 @@
-"""``moeray checkpoint make``: writes a random checkpoint and shows how evenly it routes."""
+"""``moeray checkpoint make``: writes a trained or random checkpoint and shows how it routes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +20,18 @@ from rich.table import Table
 
 from moeray.worker import checkpoint_make
 from moeray.worker.checkpoint import Checkpoint
-from moeray.worker.checkpoint_make import fastest_device, make_checkpoint
+from moeray.worker.checkpoint_make import Weights, fastest_device, make_checkpoint
 from moeray.worker.checkpoint_shape import CheckpointSize
 from moeray.worker.model_config import CheckpointError
+from moeray.worker.random_weights import RandomWeights
 from moeray.worker.routing import Routing, measure_routing
+from moeray.worker.trained_weights import TrainedWeights, packaged_card
 
 ROUTING_BOUND = 0.9
-"""Distinct experts, as a share of what uniform routing hits on average."""
+"""Distinct experts, as a share of what uniform routing hits on average: of random weights."""
+_TRAINED_SEQUENCES = 32
+_TRAINED_STEPS = 8
+"""Of trained weights, whose routing is shown and not judged: it takes a second or two."""
 
 app = typer.Typer(help="Checkpoints on disk.", no_args_is_help=True)
 
@@ -42,35 +47,89 @@ def make(
     size: Annotated[
         CheckpointSize, typer.Option(help="The embedded model, or one of OpenAI's two.")
     ] = CheckpointSize.TINY,
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Untrained weights; 20b and 120b have no others here."),
+    ] = False,
     seed: Annotated[
-        int, typer.Option(min=0, help="Same seed, same weights on the same device.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0, help="Of random weights: same seed, same weights on the same device. Default 0."
+        ),
+    ] = None,
 ) -> None:
-    """Make a random checkpoint in exactly Hugging Face's gpt-oss layout.
+    """Make a checkpoint in exactly Hugging Face's gpt-oss layout.
 
-    The weights are untrained, and drawn so that routing is close to uniform. Exit status 1 when it
-    is not: below 0.9 of the distinct experts that uniform routing hits.
+    The size tiny is the trained model that Moeray embeds; with --random it is an untrained one of
+    the same shape. The sizes 20b and 120b are always random, with or without --random. Random
+    weights are drawn so that routing is close to uniform; exit status 1 when it is not: below 0.9
+    of the distinct experts that uniform routing hits.
     """
-    console = Console()
+    is_trained = size is CheckpointSize.TINY and not random
+    if is_trained and seed is not None:
+        raise typer.BadParameter("the trained model has none; add --random", param_hint="--seed")
     device = fastest_device()
     if device.type == "cpu":
         # The matrices are small: threads that wait for each other cost more than they give.
         torch.set_num_threads(1)
-    try:
-        with _progress(console, f"{size} checkpoint") as progress:
-            make_checkpoint(path, size.shape, seed=seed, device=device, progress=progress)
-        made = Checkpoint.open(path)
-    except (CheckpointError, OSError) as error:
-        raise _failed(str(error)) from error
-    console.print(f"Made {path}", markup=False, soft_wrap=True)
+    if is_trained:
+        _make_trained(path, device)
+    else:
+        _make_random(path, size, seed or 0, device)
+
+
+def _make_trained(path: Path, device: torch.device) -> None:
+    console = Console()
+    with _failing():
+        weights = TrainedWeights.packaged()
+        made = _write(console, path, weights, "trained tiny checkpoint", card=packaged_card())
+    routing = measure_routing(
+        made,
+        device=device,
+        dtype=_dtype(device),
+        sequences=_TRAINED_SEQUENCES,
+        steps=_TRAINED_STEPS,
+        first_tokens=weights.token_ids().numpy(),
+    )
+    _show(console, routing)
+
+
+def _make_random(path: Path, size: CheckpointSize, seed: int, device: torch.device) -> None:
+    console = Console()
+    with _failing():
+        weights = RandomWeights(size.shape, seed, device)
+        made = _write(console, path, weights, f"random {size} checkpoint")
     if device.type == "cpu" and size is not CheckpointSize.TINY:
         console.print("Routing was not measured: running a model of this size needs a GPU.")
         return
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    routing = measure_routing(made, device=device, dtype=dtype, seed=seed)
+    routing = measure_routing(made, device=device, dtype=_dtype(device), seed=seed)
     _show(console, routing)
+    console.print(f"Lowest share: {routing.lowest_share:.3f}, bound {ROUTING_BOUND}")
     if routing.lowest_share < ROUTING_BOUND:
         raise _failed(f"routing is less even than {ROUTING_BOUND} of uniform")
+
+
+def _write(
+    console: Console, path: Path, weights: Weights, what: str, *, card: Path | None = None
+) -> Checkpoint:
+    with _progress(console, what) as progress:
+        make_checkpoint(path, weights, card=card, progress=progress)
+    made = Checkpoint.open(path)
+    console.print(f"Made {path}", markup=False, soft_wrap=True)
+    return made
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Says what is wrong with a checkpoint or a disk, without a traceback."""
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        raise _failed(str(error)) from error
 
 
 def _failed(message: str) -> typer.Exit:
@@ -113,4 +172,3 @@ def _show(console: Console, routing: Routing) -> None:
         share = min(layer.first, layer.last) / routing.expected
         table.add_row(str(number), str(layer.first), str(layer.last), f"{share:.3f}")
     console.print(table)
-    console.print(f"Lowest share: {routing.lowest_share:.3f}, bound {ROUTING_BOUND}")

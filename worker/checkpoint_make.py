@@ -1,4 +1,4 @@
-"""Writes a random gpt-oss checkpoint in exactly Hugging Face's layout.
+"""Writes a gpt-oss checkpoint in exactly Hugging Face's layout, whatever its weights come from.
 
 Streams: shards are planned first and at most one is held in memory. Everything is written to a
 hidden sibling folder and renamed into place at the end, so an interrupted run leaves nothing that
@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from moeray.vocabulary.harmony_tokens import (
     CALL,
@@ -26,45 +27,55 @@ from moeray.vocabulary.harmony_tokens import (
     START_OF_TEXT,
 )
 from moeray.vocabulary.o200k import write_tokenizer_json
-from moeray.worker.checkpoint_layout import INDEX_FILE, TensorSpec, expected_tensors
-from moeray.worker.checkpoint_shape import CheckpointShape, config_json
-from moeray.worker.model_config import CheckpointError, ModelConfig
-from moeray.worker.random_weights import RandomWeights
+from moeray.worker.checkpoint_layout import INDEX_FILE, TensorSpec
+from moeray.worker.checkpoint_shape import CheckpointShape, config_json, shape_tensors
+from moeray.worker.model_config import CheckpointError
 
 SHARD_BYTES = 2_000_000_000
+MODEL_CARD = "MODEL_CARD.md"
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all) after every shard."""
 
 
+class Weights(Protocol):
+    """Where the tensors of one checkpoint come from."""
+
+    @property
+    def shape(self) -> CheckpointShape: ...
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor ``name`` of ``shape_tensors(shape)``, on the CPU in its own dtype."""
+
+
 def make_checkpoint(
     path: Path,
-    shape: CheckpointShape,
+    weights: Weights,
     *,
-    seed: int = 0,
-    device: torch.device | None = None,
+    card: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda done, total: None,
     write_tokenizer: Callable[[Path], None] = write_tokenizer_json,
 ) -> Path:
-    """Makes the checkpoint folder ``path`` and returns it.
+    """Makes the checkpoint folder ``path`` and returns it; ``card`` is copied there as its model
+    card.
 
-    The random bits are drawn on ``device``, by default CUDA where there is one; the same seed gives
-    the same checkpoint on the same kind of device. Raises CheckpointError when ``path`` exists and
-    is not an empty folder, or when the disk has too little room.
+    Raises CheckpointError when ``path`` exists and is not an empty folder, or when the disk has too
+    little room.
     """
     _refuse_existing(path)
-    config = config_json(shape)
-    tensors = expected_tensors(ModelConfig.parse(config, path / "config.json"))
-    weights = RandomWeights(shape, seed, device or fastest_device())
+    shape = weights.shape
+    tensors = shape_tensors(shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_full_disk(path.parent, tensors)
     with _replacing(path) as folder:
         _write_shards(folder, tensors, weights, shard_bytes, progress)
         write_tokenizer(folder / "tokenizer.json")
+        if card is not None:
+            shutil.copyfile(card, folder / MODEL_CARD)
         _write_json(folder / "tokenizer_config.json", _tokenizer_config(shape))
         _write_json(folder / "generation_config.json", _generation_config())
-        _write_json(folder / "config.json", config)
+        _write_json(folder / "config.json", config_json(shape))
     return path
 
 
@@ -106,19 +117,18 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _write_shards(
     folder: Path,
     tensors: dict[str, TensorSpec],
-    weights: RandomWeights,
+    weights: Weights,
     shard_bytes: int,
     progress: Progress,
 ) -> None:
     shards = _planned_shards(tensors, shard_bytes)
     total = sum(spec.nbytes for spec in tensors.values())
-    indices = {name: index for index, name in enumerate(tensors)}
     weight_map: dict[str, str] = {}
     done = 0
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        drawn = {name: weights.draw(indices[name], name, tensors[name]) for name in shard}
-        save_file(drawn, folder / file, metadata={"format": "pt"})
+        held = {name: weights.tensor(name) for name in shard}
+        save_file(held, folder / file, metadata={"format": "pt"})
         # safetensors writes files that only their owner may read.
         (folder / file).chmod(0o644)
         weight_map |= dict.fromkeys(shard, file)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from moeray.vocabulary.harmony_tokens import END_OF_TEXT, RETURN, VOCABULARY_SIZE
-from moeray.worker.model_config import ARCHITECTURE
+from moeray.worker.checkpoint_layout import TensorSpec, expected_tensors
+from moeray.worker.model_config import ARCHITECTURE, ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +39,12 @@ class CheckpointSize(StrEnum):
         match self:
             case CheckpointSize.TINY:
                 return CheckpointShape(
-                    layers=4,
-                    experts=32,
-                    hidden_size=32,
-                    intermediate_size=32,
-                    query_heads=4,
-                    kv_heads=2,
+                    layers=6,
+                    experts=16,
+                    hidden_size=192,
+                    intermediate_size=192,
+                    query_heads=8,
+                    kv_heads=4,
                     head_dim=32,
                 )
             case CheckpointSize.GPT_OSS_20B:
@@ -118,3 +120,11 @@ def config_json(shape: CheckpointShape) -> dict[str, Any]:
         # A smaller vocabulary, as tests use, does not hold these tokens.
         config |= {"eos_token_id": RETURN, "pad_token_id": END_OF_TEXT}
     return config
+
+
+def shape_tensors(shape: CheckpointShape) -> dict[str, TensorSpec]:
+    """Every tensor of a checkpoint of that shape, in the order of the model.
+
+    Raises CheckpointError where no gpt-oss model has such a shape.
+    """
+    return expected_tensors(ModelConfig.parse(config_json(shape), Path("config.json")))

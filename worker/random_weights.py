@@ -7,14 +7,13 @@ too, so that greedy decoding does not gather on few tokens.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moeray.kernels.reference import MXFP4_VALUES
 from moeray.worker.checkpoint_layout import TensorSpec
-from moeray.worker.checkpoint_shape import CheckpointShape
+from moeray.worker.checkpoint_shape import CheckpointShape, shape_tensors
 
 RESIDUAL_GAIN = 0.5
 """Root mean square of what all layers together add to the residual stream, roughly; the embeddings
@@ -25,16 +24,22 @@ _MXFP4_RMS = math.sqrt(sum(v * v for v in MXFP4_VALUES) / len(MXFP4_VALUES))
 _E8M0_BIAS = 127
 
 
-@dataclass(frozen=True, slots=True)
 class RandomWeights:
-    """Draws the tensors of one checkpoint. Each depends on the seed, its index and the device."""
+    """Draws the tensors of one checkpoint. Each depends on the seed, its index and the device.
 
-    shape: CheckpointShape
-    seed: int
-    device: torch.device
+    The bits are drawn on ``device``: the same seed gives the same on the same kind of device.
+    """
 
-    def draw(self, index: int, name: str, spec: TensorSpec) -> Tensor:
-        """The tensor ``name``, the index-th of the checkpoint, on the CPU in its own dtype."""
+    def __init__(self, shape: CheckpointShape, seed: int, device: torch.device) -> None:
+        self.shape = shape
+        self.seed = seed
+        self.device = device
+        self._specs = shape_tensors(shape)
+        self._indices = {name: index for index, name in enumerate(self._specs)}
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor ``name`` on the CPU, in its own dtype."""
+        index, spec = self._indices[name], self._specs[name]
         generator = torch.Generator(self.device)
         generator.manual_seed((self.seed * 1_000_003 + index) % 2**63)
         if spec.dtype == "U8":

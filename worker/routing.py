@@ -18,7 +18,7 @@ from moeray.worker.checkpoint import Checkpoint
 from moeray.worker.config import EngineConfig
 from moeray.worker.kv_cache import KvCache
 from moeray.worker.model import Model
-from moeray.worker.plan import Int32, RankPlan, SampleRows
+from moeray.worker.plan import Int32, Int64, RankPlan, SampleRows
 
 _BLOCK_TOKENS = 16
 _LOGITS_AT_ONCE = 32
@@ -62,15 +62,20 @@ def measure_routing(
     sequences: int = 128,
     steps: int = 64,
     seed: int = 0,
+    first_tokens: Int64 | None = None,
 ) -> Routing:
-    """Runs ``sequences`` one-token prompts and ``steps`` greedy steps; counts experts by layer."""
+    """Runs ``sequences`` one-token prompts and ``steps`` greedy steps; counts experts by layer.
+
+    The prompts are drawn from ``first_tokens``, ids of any number; None: the whole vocabulary.
+    """
     config = checkpoint.config
     seen = _RowsSeen()
     model = Model.load(checkpoint, device=device, dtype=dtype, communicator=seen)
     kv = _cache(checkpoint, device, dtype, sequences, steps)
     counts = []
     generator = np.random.default_rng(seed)
-    tokens = generator.integers(config.vocabulary_size, size=sequences, dtype=np.int32)
+    ids = np.arange(config.vocabulary_size) if first_tokens is None else first_tokens
+    tokens = ids[generator.integers(len(ids), size=sequences, dtype=np.int32)].astype(np.int32)
     for position in range(steps + 1):
         seen.rows.clear()
         plan = _decode_plan(tokens, position, steps)

@@ -1,7 +1,7 @@
 """How long after a client's cancel, or its deadline, the engine's KV blocks are free.
 
 Run as `python -m tests.bench.cancel [--streams 32] [--trials 100]`. A whole gateway, the router's
-class and a whole engine with the embedded model on the CPU, in one process, over loopback. The
+class and a whole engine with a random model on the CPU, in one process, over loopback. The
 streams run all the time; each trial ends one of them. Prints milliseconds from the client's cancel,
 or from the instant of its deadline, to the engine's freeing of the blocks, and the time of a step:
 commands are obeyed between steps, so that is what most of it is.
@@ -23,7 +23,6 @@ from moeray.v1 import inference_pb2 as pb
 from moeray.vocabulary.harmony_tokens import VOCABULARY_SIZE
 from moeray.worker.communicator import SingleRank
 from moeray.worker.config import EngineConfig
-from moeray.worker.embedded import ensure_embedded
 from moeray.worker.engine import Engine
 from moeray.worker.engine_thread import EngineThread
 from moeray.worker.model_config import ModelConfig
@@ -34,6 +33,7 @@ from moeray.worker.service import serve_engine
 from tests.cluster.fake_engine import TOKEN, FakeEngine
 from tests.cluster.running_gateway import RunningGateway, running_gateway
 from tests.integration.serving import CACHE
+from tests.random_model import ensure_random_model
 
 LONG = 3000
 GOAL_MS = 100.0
@@ -105,7 +105,9 @@ class Streams:
 @asynccontextmanager
 async def serving(streams: int) -> AsyncIterator[tuple[RunningGateway, WatchedEngine, list[float]]]:
     config = EngineConfig(
-        model=ensure_embedded(CACHE), max_running_per_rank=max(64, 2 * streams), threads_per_rank=1
+        model=ensure_random_model(CACHE),
+        max_running_per_rank=max(64, 2 * streams),
+        threads_per_rank=1,
     )
     model = ModelConfig.read(Path(config.model) / "config.json")
     rank = Rank.load(config, device=torch.device("cpu"), communicator=SingleRank())

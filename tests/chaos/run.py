@@ -3,7 +3,7 @@
     python -m tests.chaos.run --faults 100 --streams 32 --seed 1 \\
         --kinds rank,leader,gateway,router --signal KILL
 
-Starts ``moeray serve`` with the embedded model, records the answers of a cluster without faults,
+Starts ``moeray serve`` with a small random model, records the answers of a cluster without faults,
 keeps the streams open, strikes at random moments, waits for the rebuild each time, and prints a
 table. Exit status 0: no violation, no leak, every fault healed, and all bounds on time kept.
 """
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tests.chaos.campaign import Plan, drawn, run_campaign
 from tests.chaos.processes import Kind
-from tests.integration.serving import Server
+from tests.integration.serving import CACHE, Server
+from tests.random_model import ensure_random_model
 
 
 def main() -> int:
@@ -34,7 +35,8 @@ def main() -> int:
         ranks=options.ranks,
         gateways=options.gateways,
     )
-    with Server(*plan.arguments()) as server:
+    model = ensure_random_model(CACHE)
+    with Server("--model", str(model), *plan.arguments()) as server:
         report = asyncio.run(run_campaign(server, plan, lambda line: print(line, flush=True)))
     failures = report.failures(judge_times=not options.no_time_bounds)
     print(report.table())

@@ -87,7 +87,7 @@ def answer(target: str) -> str:
     return events[0].started.engine_id
 
 
-def test_from_none_to_two_and_back(ray_address: str) -> None:
+def test_from_none_to_two_and_back(ray_address: str, random_model: Path) -> None:
     settings = {
         "MOERAY_MIN_ENGINES": "0",
         "MOERAY_MAX_ENGINES": "2",
@@ -98,14 +98,15 @@ def test_from_none_to_two_and_back(ray_address: str) -> None:
         "MOERAY_NO_ENGINE_TIMEOUT_S": "90",
         "MOERAY_DRAIN_TIMEOUT_S": "60",
     }
+    arguments = ("--model", str(random_model), "--ranks", "1")
     with (
-        Server("--ranks", "1", RAY_ADDRESS=ray_address, **settings) as server,
+        Server(*arguments, RAY_ADDRESS=ray_address, **settings) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         # It serves, and says what, before there is any engine.
         (model,) = stub.ListModels(pb.ListModelsRequest()).models
-        assert (model.engines, model.name) == (0, "moeray-embedded")
+        assert (model.engines, model.name) == (0, random_model.name)
         first = answer(server.target)
         (with_engine,) = stub.ListModels(pb.ListModelsRequest()).models
         model.engines = 1

@@ -6,6 +6,7 @@ as it should, every fault heals, and nothing is left.
 
 import asyncio
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +20,10 @@ STRIKES = [(Kind.RANK, KILL), (Kind.GATEWAY, STOP), (Kind.LEADER, KILL), (Kind.R
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_streams_end_as_they_should_whatever_dies() -> None:
+def test_streams_end_as_they_should_whatever_dies(random_model: Path) -> None:
     plan = Plan(strikes=STRIKES, streams=8, seed=1, engines=1, ranks=2, gateways=2, pool=12)
     said: list[str] = []
-    with Server(*plan.arguments()) as server:
+    with Server("--model", str(random_model), *plan.arguments()) as server:
         report = asyncio.run(run_campaign(server, plan, said.append))
         assert server.stop() == 0, server.output
     assert report.failures(judge_times=False) == [], "\n".join([*said, report.table()])

@@ -27,8 +27,9 @@ LONG = 4000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server("--ranks", "2", MOERAY_DRAIN_TIMEOUT_S="20") as running:
+def server(random_model: Path) -> Iterator[Server]:
+    arguments = ("--model", str(random_model), "--ranks", "2")
+    with Server(*arguments, MOERAY_DRAIN_TIMEOUT_S="20") as running:
         yield running
         assert running.stop() == 0, running.output
 
@@ -117,9 +118,11 @@ def test_health_and_reflection(server: Server) -> None:
         assert {"moeray.v1.InferenceService", "grpc.health.v1.Health"} <= set(services)
 
 
-def test_models_and_server_info(stub: inference_pb2_grpc.InferenceServiceStub) -> None:
+def test_models_and_server_info(
+    stub: inference_pb2_grpc.InferenceServiceStub, random_model: Path
+) -> None:
     (model,) = stub.ListModels(pb.ListModelsRequest()).models
-    assert (model.name, model.ranks, model.engines) == ("moeray-embedded", 2, 1)
+    assert (model.name, model.ranks, model.engines) == (random_model.name, 2, 1)
     assert (model.context_length, model.vocabulary_size) == (131072, 201088)
     assert stub.GetModel(pb.GetModelRequest(name=model.name)).model == model
     assert stub.GetServerInfo(pb.GetServerInfoRequest()).version

@@ -5,6 +5,7 @@ Ctrl-C ends the clusters of the other tests.
 
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.integration.serving import Server
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-def test_a_running_answer_is_finished() -> None:
+def test_a_running_answer_is_finished(random_model: Path) -> None:
     answer, started = WholeAnswer(), threading.Event()
 
     def listen(target: str) -> None:
@@ -26,7 +27,8 @@ def test_a_running_answer_is_finished() -> None:
                 answer.add(event)
                 started.set()
 
-    with Server("--ranks", "2", MOERAY_DRAIN_TIMEOUT_S="40") as server:
+    arguments = ("--model", str(random_model), "--ranks", "2")
+    with Server(*arguments, MOERAY_DRAIN_TIMEOUT_S="40") as server:
         listener = threading.Thread(target=listen, args=(server.target,))
         listener.start()
         assert started.wait(30)

@@ -51,10 +51,11 @@ class UpdatableCluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[UpdatableCluster]:
+def cluster(random_model: Path) -> Iterator[UpdatableCluster]:
     program = str(Path(__file__).with_name("updatable_cluster.py"))
+    settings = SETTINGS | {"model": str(random_model)}
     with subprocess.Popen(
-        [sys.executable, program, json.dumps(SETTINGS)],
+        [sys.executable, program, json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -5,6 +5,7 @@ with what it knew.
 import concurrent.futures
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import psutil
@@ -22,8 +23,8 @@ OUTPUT = 200
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(MOERAY_ENGINES="2") as running:
+def server(random_model: Path) -> Iterator[Server]:
+    with Server("--model", str(random_model), MOERAY_ENGINES="2") as running:
         with Client(running.target) as client:
             wait_until(lambda: client.models()[0].engines == 2, 60, "both engines serve")
         yield running

@@ -1,7 +1,7 @@
 """Random weights at temperature 2: a thousand answers, and not one malformed header or empty final.
 
-The real path but for Ray and gRPC: rendered by the gateway's code, run by the engine on the
-embedded model, parsed by the gateway's parser, and by openai-harmony's strict one.
+The real path but for Ray and gRPC: rendered by the gateway's code, run by the engine on a
+small random model, parsed by the gateway's parser, and by openai-harmony's strict one.
 """
 
 import itertools
@@ -48,8 +48,8 @@ def tokenizer() -> HarmonyTokenizer:
 
 
 @pytest.fixture(scope="module")
-def engine(embedded_model: Path) -> Engine:
-    config = EngineConfig(model=embedded_model, step_tokens_per_rank=1024)
+def engine(random_model: Path) -> Engine:
+    config = EngineConfig(model=random_model, step_tokens_per_rank=1024)
     rank = Rank.load(config, device=torch.device("cpu"), communicator=SingleRank())
     return Engine.of(config, ModelConfig.read(config.model / "config.json"), LocalRanks(rank))
 

@@ -17,6 +17,7 @@ from moeray.worker.config import EngineConfig
 from moeray.worker.kv_cache import KvCache
 from moeray.worker.model import Model
 from moeray.worker.plan import Int32, RankPlan, SampleRows
+from moeray.worker.random_weights import RandomWeights
 
 CPU = torch.device("cpu")
 SMALL = CheckpointShape(
@@ -37,9 +38,7 @@ def make_small(path: Path, shape: CheckpointShape = SMALL, *, shard_bytes: int =
     """A small checkpoint in several shards, with an empty tokenizer.json."""
     return make_checkpoint(
         path,
-        shape,
-        seed=7,
-        device=CPU,
+        RandomWeights(shape, 7, CPU),
         shard_bytes=shard_bytes,
         write_tokenizer=lambda file: _write(file, "{}"),
     )

@@ -10,13 +10,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from moeray.vocabulary.o200k import ranks_from_tokenizer_json
 from moeray.worker import checkpoint_make
 from moeray.worker.checkpoint import Checkpoint, CheckpointError
 from moeray.worker.checkpoint_layout import INDEX_FILE, TensorSpec, expected_tensors
 from moeray.worker.checkpoint_make import make_checkpoint
 from moeray.worker.checkpoint_shape import CheckpointSize, config_json
 from moeray.worker.model_config import ModelConfig
+from moeray.worker.random_weights import RandomWeights
 from tests.worker.paged_run import CPU, SMALL, make_small
+
+RANDOM = RandomWeights(SMALL, 0, CPU)
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -63,6 +67,10 @@ def test_published_sizes(size: CheckpointSize, gib: float, parameters: float) ->
     assert count == pytest.approx(parameters, rel=0.003)
 
 
+def test_the_tokenizer_is_the_whole_vocabulary(random_model: Path) -> None:
+    assert len(ranks_from_tokenizer_json(random_model / "tokenizer.json").splitlines()) == 199998
+
+
 def _parameters(name: str, spec: TensorSpec) -> int:
     if name.endswith("scales"):
         return 0
@@ -71,9 +79,8 @@ def _parameters(name: str, spec: TensorSpec) -> int:
 
 def test_seed_decides(tmp_path: Path) -> None:
     def made(name: str, seed: int) -> dict[str, torch.Tensor]:
-        folder = make_checkpoint(
-            tmp_path / name, SMALL, seed=seed, device=CPU, write_tokenizer=Path.touch
-        )
+        weights = RandomWeights(SMALL, seed, CPU)
+        folder = make_checkpoint(tmp_path / name, weights, write_tokenizer=Path.touch)
         return _tensors(folder)
 
     first, same, other = made("a", 1), made("b", 1), made("c", 2)
@@ -87,7 +94,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_checkpoint(tmp_path / "made", SMALL, device=CPU, write_tokenizer=interrupt)
+        make_checkpoint(tmp_path / "made", RANDOM, write_tokenizer=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,7 +107,7 @@ def test_killed_run_leaves_nothing_that_looks_like_a_checkpoint(tmp_path: Path) 
             Checkpoint.open(path.parent)
         path.write_text("{}")
 
-    make_checkpoint(tmp_path / "made", SMALL, device=CPU, write_tokenizer=look)
+    make_checkpoint(tmp_path / "made", RANDOM, write_tokenizer=look)
     assert [p.name[0] for p in seen] == ["."]
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
 
@@ -149,8 +156,7 @@ def test_late_loser_does_not_touch_the_winner(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="meanwhile"):
         make_checkpoint(
             path,
-            SMALL,
-            device=CPU,
+            RANDOM,
             write_tokenizer=lambda file: (make_small(path), file.touch())[1],
         )
     Checkpoint.open(path)

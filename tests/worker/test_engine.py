@@ -1,4 +1,4 @@
-"""The engine on the embedded model: batching, chunks, preemption and ranks change no token."""
+"""The engine on a random model: batching, chunks, preemption and ranks change no token."""
 
 import subprocess
 import sys
@@ -44,8 +44,8 @@ Answer = tuple[tuple[int, ...], FinishReason]
 
 
 @pytest.fixture(scope="module")
-def model(embedded_model: Path) -> Path:
-    return embedded_model
+def model(random_model: Path) -> Path:
+    return random_model
 
 
 @pytest.fixture(scope="module")

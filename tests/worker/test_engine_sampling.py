@@ -1,4 +1,4 @@
-"""Sampling through the whole engine, on the embedded model: every option, alone and in company."""
+"""Sampling through the whole engine, on a random model: every option, alone and in company."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +52,8 @@ def make_engine(model: Path, *, poisoned: bool = False) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(embedded_model: Path) -> Iterator[Engine]:
-    engine = make_engine(embedded_model)
+def engine(random_model: Path) -> Iterator[Engine]:
+    engine = make_engine(random_model)
     yield engine
     engine.close()
 
@@ -140,11 +140,11 @@ def body_indices(tokens: tuple[int, ...]) -> set[int]:
 
 
 def test_a_poisoned_row_fails_alone_and_harms_nobody_after_it(
-    engine: Engine, embedded_model: Path
+    engine: Engine, random_model: Path
 ) -> None:
     healthy = [asked(key, **options) for key, options in enumerate(OPTIONS, 1)]
     expected = {key: answer(rows) for key, rows in run(engine, *healthy).items()}
-    poisoned = make_engine(embedded_model, poisoned=True)
+    poisoned = make_engine(random_model, poisoned=True)
     bad = [asked(key, prompt=(*WORDS[:40], POISON, *WORDS[:key])) for key in range(50, 56)]
     rows = run(poisoned, *bad[:3], *healthy[:3], *bad[3:], *healthy[3:])
     for request in bad:

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import torch
 
-from moeray.worker.checkpoint_shape import CheckpointSize, config_json
+from moeray.worker.checkpoint_shape import config_json
 from moeray.worker.config import EngineConfig
 from moeray.worker.kv_cache import KvCache
 from moeray.worker.model_config import ModelConfig
+from tests.random_model import SHAPE
 from tests.worker.paged_run import CPU
 
 
 def test_allocate() -> None:
-    config = ModelConfig.parse(config_json(CheckpointSize.TINY.shape), Path("config.json"))
+    config = ModelConfig.parse(config_json(SHAPE), Path("config.json"))
     engine = EngineConfig(model=Path("model"), max_running_per_rank=4, kv_tokens_per_rank=8192)
     kv = KvCache.allocate(config, engine, CPU, torch.bfloat16)
     windowed, full = kv.plan.window_blocks, kv.plan.full_blocks
