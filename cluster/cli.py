@@ -18,6 +18,7 @@ from moeray.cluster import (
 )
 from moeray.cluster.bench import command as bench_command
 from moeray.cluster.terminal import complain
+from moeray.cluster.tiny import eval_command
 
 COMMAND_GROUP = "moeray.commands"
 ENGINE_MODULES = ("numpy", "safetensors", "torch", "triton")
@@ -36,6 +37,7 @@ app.command()(generate_command.generate)
 app.command()(generate_command.chat)
 app.command()(demo_command.demo)
 app.command()(bench_command.bench)
+app.add_typer(eval_command.app, name="eval")
 app.command(name="drain-node")(drain_command.drain_node)
 
 

@@ -39,7 +39,15 @@ Detail = TypeVar("Detail", bound=ProtoMessage)
 
 
 class ClientError(Exception):
-    """A call failed; the message says why, with field paths and retry delays where given."""
+    """A call failed; the message says why, with field paths and retry delays where given.
+
+    ``retry_after_s`` is the delay in seconds after which the same call may succeed; None where it
+    would fail again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Client:
@@ -70,9 +78,19 @@ class Client:
         try:
             yield from call
         except grpc.RpcError as error:
-            raise ClientError(describe(error, self.target)) from None
+            raise self._failed(error) from None
         finally:
             call.cancel()
+
+    def complete(
+        self, request: pb.GenerateRequest, timeout_s: float | None = None
+    ) -> pb.CompleteResponse:
+        """The whole of what ``generate`` streams."""
+        asked = pb.CompleteRequest(generation=request)
+        try:
+            return self._inference.Complete(asked, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
 
     def count_tokens(self, request: pb.GenerateRequest) -> pb.CountTokensResponse:
         """Render a request without running it; the answer holds the rendered prompt too."""
@@ -80,14 +98,21 @@ class Client:
         try:
             return self._inference.CountTokens(counted)
         except grpc.RpcError as error:
-            raise ClientError(describe(error, self.target)) from None
+            raise self._failed(error) from None
 
     def models(self) -> list[pb.Model]:
         """The models that are served now."""
         try:
             return list(self._inference.ListModels(pb.ListModelsRequest()).models)
         except grpc.RpcError as error:
-            raise ClientError(describe(error, self.target)) from None
+            raise self._failed(error) from None
+
+    def server_info(self) -> pb.GetServerInfoResponse:
+        """The server's version and load."""
+        try:
+            return self._inference.GetServerInfo(pb.GetServerInfoRequest())
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
 
     def is_serving(self, timeout_s: float = 1.0) -> bool:
         """Whether the health service says SERVING; False also when nobody listens."""
@@ -96,6 +121,9 @@ class Client:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _failed(self, error: grpc.RpcError) -> ClientError:
+        return ClientError(describe(error, self.target), retry_after_s=_retry_after_s(error))
 
 
 def user_request(
@@ -133,6 +161,17 @@ def describe(error: grpc.RpcError, target: str) -> str:
     if code == grpc.StatusCode.UNAVAILABLE and len(parts) == 1:
         parts.append(f"is `moeray serve` running at {target}?")
     return "; ".join(parts)
+
+
+def _retry_after_s(error: grpc.RpcError) -> float | None:
+    """Of a call that another try may save: what the server says, or at once."""
+    found = _detail(error, error_details_pb2.RetryInfo())
+    delay_s: float = found.retry_delay.seconds + found.retry_delay.nanos / 1e9
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        return delay_s
+    # Without a delay it is a limit that no waiting lifts, as of a message's size.
+    exhausted = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    return delay_s if exhausted and delay_s else None
 
 
 def _detail(error: grpc.RpcError, empty: Detail) -> Detail:

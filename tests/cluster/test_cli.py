@@ -39,7 +39,7 @@ def test_a_machine_without_the_engine_is_told_so() -> None:
 def test_help_lists_the_commands_of_both_folders() -> None:
     said = run("--help")
     assert said.returncode == 0
-    for command in ("serve", "stop", "generate", "chat", "demo", "checkpoint"):
+    for command in ("serve", "stop", "generate", "chat", "demo", "eval", "checkpoint"):
         assert command in said.stdout
 
 
