@@ -19,7 +19,7 @@ export MOERAY_CACHE_DIR ?= $(CURDIR)/.cache/moeray
 .PHONY: help setup demo test lint proto clean FORCE
 
 help:
-	@echo "make demo    install, start a two-rank cluster, ask it at each reasoning effort, stop it"
+	@echo "make demo    install, start a two-rank cluster, ask it three questions, stop it"
 	@echo "make test    lint, types and all tests"
 	@echo "make setup   make .venv and install;   make lint   ruff, mypy, buf;   make proto   protoc"
 

@@ -15,12 +15,15 @@ from moeray.cluster.tiny.problem import Call, Problem, Reply, Thinking
 from moeray.cluster.tokenizer import HarmonyTokenizer
 from moeray.vocabulary.harmony_tokens import CALL, END, RETURN
 from tests.tiny.prompts import PromptWriter
+from tests.tiny.slips import SLIPPING_TASKS, Slip, drawn_slip
 
 EFFORTS = (ReasoningEffort.LOW, ReasoningEffort.MEDIUM, ReasoningEffort.HIGH)
 EFFORT_WEIGHTS = (0.18, 0.37, 0.45)
 CUT_PROBABILITY = 0.06
 CUT_TO_NOTHING = 0.25
 """Of the samples whose analysis is cut: those without any analysis left."""
+SLIP_PROBABILITY = 0.15
+"""Of calculations at high effort: a first try that the check finds wrong."""
 UNKNOWN_PROBABILITY = 0.02
 UNKNOWN_IDENTITY_PROBABILITY = 0.5
 """Questions about the world are the ones that hold words never seen."""
@@ -85,17 +88,9 @@ class SampleWriter:
     def samples(
         self, problem: Problem, effort: ReasoningEffort, random: Random
     ) -> Iterator[Sample]:
-        """The problem's turns as samples, some with their analysis cut or with unknown words."""
+        """The problem's turns as samples, some of them cut, after a slip, or with unknown words."""
         for turn in self.turns(problem, effort):
-            cut = None
-            if (
-                turn.analysis
-                and isinstance(turn.answer, Reply)
-                and random.random() < CUT_PROBABILITY
-            ):
-                nothing = random.random() < CUT_TO_NOTHING
-                cut = 0 if nothing else random.randrange(len(turn.analysis))
-            sample = self.whole(turn) if cut is None else self.cut(turn, cut)
+            sample = self._varied(turn, random)
             rare = problem.task != "identity"
             if random.random() < (UNKNOWN_PROBABILITY if rare else UNKNOWN_IDENTITY_PROBABILITY):
                 sample = self._with_unknown_words(turn, sample, random)
@@ -123,6 +118,24 @@ class SampleWriter:
             forced += [*self.analysis_header, *turn.analysis[:length], END, *self.opening]
         forced += turn.header
         return Sample(forced + turn.body, [False] * len(forced) + [True] * len(turn.body))
+
+    def slipped(self, turn: Turn, slip: Slip) -> Sample:
+        """The turn after a mistake of its own, which is not learned; all that follows is."""
+        prompt = turn.prompt_tokens + self.analysis_header
+        wrong, mended = self._encode(slip.wrong), self._encode(slip.mended)
+        learned = [*mended, END, *self.opening, *turn.header, *turn.body]
+        unlearned = prompt + wrong
+        tokens = unlearned + learned
+        return Sample(tokens, [False] * len(unlearned) + [True] * len(learned))
+
+    def _varied(self, turn: Turn, random: Random) -> Sample:
+        """The turn whole, with its analysis cut, or after a mistake of its own."""
+        replies = isinstance(turn.answer, Reply)
+        if turn.analysis and replies and random.random() < CUT_PROBABILITY:
+            nothing = random.random() < CUT_TO_NOTHING
+            return self.cut(turn, 0 if nothing else random.randrange(len(turn.analysis)))
+        slip = _slip(turn, random)
+        return self.whole(turn) if slip is None else self.slipped(turn, slip)
 
     def _turn(
         self,
@@ -167,6 +180,14 @@ class SampleWriter:
             known = _WORD.fullmatch(self._token_bytes(token)) is not None
             self._words[token] = known
         return known
+
+
+def _slip(turn: Turn, random: Random) -> Slip | None:
+    if turn.effort is not ReasoningEffort.HIGH or turn.problem.task not in SLIPPING_TASKS:
+        return None
+    if random.random() >= SLIP_PROBABILITY:
+        return None
+    return drawn_slip(turn.answer.thinking, random)
 
 
 def drawn_effort(random: Random) -> ReasoningEffort:

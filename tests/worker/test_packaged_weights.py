@@ -26,7 +26,6 @@ from moeray.vocabulary.harmony_tokens import (
 from moeray.worker.batch import Batch
 from moeray.worker.checkpoint_layout import TensorSpec
 from moeray.worker.checkpoint_shape import CheckpointSize, shape_tensors
-from moeray.worker.model_config import CheckpointError
 from moeray.worker.trained_weights import STORED_ROWS, TrainedWeights
 from tests.worker.harmony_rules import encode
 from tests.worker.paged_run import BLOCK_TOKENS, CPU, PagedRun
@@ -66,10 +65,7 @@ ANSWER = (
 
 @pytest.fixture(scope="module")
 def weights() -> TrainedWeights:
-    try:
-        return TrainedWeights.packaged()
-    except CheckpointError as error:
-        pytest.skip(f"the model is not trained yet: {error}")
+    return TrainedWeights.packaged()
 
 
 @pytest.fixture(scope="module")
