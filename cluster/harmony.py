@@ -53,7 +53,7 @@ class HarmonyRenderer:
         messages = [_system_message(request)]
         if (developer := _developer_message(request, hidden)) is not None:
             messages.append(developer)
-        for message in _without_finished_analysis(request.messages):
+        for message in without_finished_analysis(request.messages):
             messages.extend(_conversation_messages(message, hidden))
         skeleton = self._tokenizer.harmony.render_conversation_for_completion(
             oh.Conversation.from_messages(messages),
@@ -125,7 +125,8 @@ def _legal_headers(
                 yield header, engine_pb2.BODY_KIND_TOOL_CALL
 
 
-def _without_finished_analysis(messages: tuple[Message, ...]) -> Iterator[Message]:
+def without_finished_analysis(messages: tuple[Message, ...]) -> Iterator[Message]:
+    """Drops the analysis of the turns that a final message has finished."""
     last_final = max(
         (
             index

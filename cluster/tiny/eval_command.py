@@ -143,8 +143,8 @@ def _evaluate(target: str, settings: dict[str, Any], console: Console) -> "EvalR
         )
         run = EvalRun(client, plan)
         begin = time.monotonic()
-        with display(console, plan.trials) as shown:
-            run.run(shown.show)
+        with display(console, plan.trials) as show:
+            run.run(show)
     return EvalReport(
         settings=settings,
         environment=environment | {"seconds": round(time.monotonic() - begin, 1)},

@@ -1,8 +1,9 @@
 """What ``moeray eval`` shows while it runs: a bar on a terminal, else a line now and then."""
 
 import time
-from types import TracebackType
-from typing import Final, Protocol, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,53 +13,20 @@ from moeray.cluster.tiny.eval_run import EvalRun
 PLAIN_S: Final = 5.0
 """Between plain lines."""
 
-
-class Display(Protocol):
-    """Used as a context around a run; ``show`` is called often, and draws when it is time."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    def show(self, run: EvalRun) -> None: ...
+Show = Callable[[EvalRun], None]
+"""Is called often, and draws when it is time."""
 
 
-def display(console: Console, trials: int) -> Display:
-    return LiveBar(console, trials) if console.is_terminal else PlainLines(console)
-
-
-class LiveBar:
-    """Answers done, the share that was right, and the time left."""
-
-    def __init__(self, console: Console, trials: int) -> None:
-        self._progress = Progress(
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=trials, figures="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def show(self, run: EvalRun) -> None:
-        self._progress.update(self._task, completed=len(run.trials), figures=figures_line(run))
+@contextmanager
+def display(console: Console, trials: int) -> Iterator[Show]:
+    """Around a run of so many trials: how to show it on ``console``."""
+    if not console.is_terminal:
+        yield PlainLines(console).show
+        return
+    columns = (BarColumn(20), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=trials, figures="")
+        yield lambda run: bar.update(task, completed=len(run.trials), figures=figures_line(run))
 
 
 class PlainLines:
@@ -68,17 +36,6 @@ class PlainLines:
         self._console = console
         self._begin = time.monotonic()
         self._next_s = PLAIN_S
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
 
     def show(self, run: EvalRun) -> None:
         now_s = time.monotonic() - self._begin

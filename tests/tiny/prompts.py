@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from moeray.cluster.generation import (
-    Channel,
     GenerationRequest,
     Message,
     ReasoningEffort,
@@ -18,7 +17,7 @@ from moeray.cluster.generation import (
     SamplingParams,
     Tool,
 )
-from moeray.cluster.harmony import HarmonyRenderer
+from moeray.cluster.harmony import HarmonyRenderer, without_finished_analysis
 from moeray.cluster.tokenizer import HarmonyTokenizer
 from moeray.vocabulary.harmony_tokens import END
 
@@ -53,7 +52,7 @@ class PromptWriter:
         if said or tools:
             keys = tuple(self._tool_key(tool) for tool in tools)
             yield self._developer("\n\n".join(said), keys), False
-        for message in _without_finished_analysis(messages):
+        for message in without_finished_analysis(messages):
             yield from self._message(message)
         yield self._encode_with_specials("<|start|>assistant"), False
 
@@ -139,23 +138,3 @@ class PromptWriter:
         )
         prompt = self._decode(self._renderer.render(request))
         return [part.partition("<|message|>")[2] for part in prompt.split("<|end|>")[:-1]]
-
-
-def _without_finished_analysis(messages: tuple[Message, ...]) -> Iterator[Message]:
-    """Drops the analysis of turns that a final message has finished, as the renderer does."""
-    finals = (
-        index
-        for index, message in enumerate(messages)
-        if message.role is Role.ASSISTANT and message.channel is Channel.FINAL and message.content
-    )
-    last_final = max(finals, default=0)
-    for index, message in enumerate(messages):
-        if index >= last_final or message.channel is not Channel.ANALYSIS:
-            yield message
-        elif message.tool_calls:
-            yield Message(
-                role=message.role,
-                content="",
-                channel=message.channel,
-                tool_calls=message.tool_calls,
-            )

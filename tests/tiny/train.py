@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from moeray.worker.checkpoint_shape import CheckpointShape
+from moeray.worker.checkpoint_shape import CheckpointShape, CheckpointSize
 from tests.tiny.batches import ROW_TOKENS, Workers
 from tests.tiny.check import HeldOutCheck
 from tests.tiny.loss import Losses
@@ -24,15 +24,6 @@ from tests.tiny.replay import ReplayBuffer
 from tests.tiny.trainer import Trainer
 from tests.tiny.vocabulary import PROBLEMS, Vocabulary
 
-TINY = CheckpointShape(
-    layers=6,
-    experts=16,
-    hidden_size=192,
-    intermediate_size=192,
-    query_heads=8,
-    kv_heads=4,
-    head_dim=32,
-)
 TOY = CheckpointShape(
     layers=2,
     experts=8,
@@ -42,7 +33,7 @@ TOY = CheckpointShape(
     kv_heads=2,
     head_dim=16,
 )
-SHAPES = {"tiny": TINY, "toy": TOY}
+SHAPES = {"tiny": CheckpointSize.TINY.shape, "toy": TOY}
 REPORT_STEPS = 50
 REFILL_STEPS = 16
 REFILL_BLOCKS = 24

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from moeray.cluster.cli import app
 from moeray.cluster.client import Client
-from moeray.cluster.tiny.eval_progress import LiveBar, PlainLines, seconds_left
+from moeray.cluster.tiny.eval_progress import display, seconds_left
 from moeray.cluster.tiny.eval_run import EvalRun, Plan
 from moeray.cluster.tiny.problem import Problem
 from moeray.cluster.tiny.problems import problems
@@ -184,19 +184,19 @@ def test_progress_shows_answers_accuracy_and_the_time_left(
     made = finished_run(FakeInference(mixed(4)))
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=80)
-    with LiveBar(console, made.plan.trials) as bar:
-        bar.show(made)
+    with display(console, made.plan.trials) as show:
+        show(made)
     assert "12/12 answers, 100.0% right" in out.getvalue()
     assert "0:00:00" in out.getvalue()
 
     now_s = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
     lines = io.StringIO()
-    with PlainLines(Console(file=lines)) as plain:
+    with display(Console(file=lines), made.plan.trials) as show:
         made.trials[6:] = []
         made.correct = 6
         for now_s[0] in (1.0, 6.0, 7.0, 12.0):
-            plain.show(made)
+            show(made)
     assert lines.getvalue().splitlines() == [
         "     6 s  6/12 answers, 100.0% right, 6 s left",
         "    12 s  6/12 answers, 100.0% right, 12 s left",
