@@ -1,7 +1,8 @@
 """Writes the golden transcripts of the embedded model: ``python -m tests.tiny.golden FOLDER``.
 
-Takes the first held-out problem of each task, at an effort that changes from task to task, whose
-answer is right and whose margins are wide. Run it after training, and look at what changed.
+Takes, of each task, the first held-out problem whose answer is right and whose margins are wide, at
+an effort that changes from task to task, or at high effort where there is none; of one task, all
+efforts. Run it after training, and look at what changed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from tests.tiny.transcripts import GOLDEN, Transcriber, held_out, request_of
 
 CANDIDATES = 400
 OF_EACH_TASK = 4
+TASK_AT_ALL_EFFORTS = "extremes"
 WIDE = 0.3
 """Wider than what the test asks for: other machines round otherwise."""
 
@@ -29,7 +31,8 @@ def main() -> None:
     golden: dict[str, dict[str, str | int]] = {}
     for (index, problem, effort), request, answer in zip(chosen, requests, answers, strict=True):
         text = transcriber.text(answer)
-        slot = f"{problem.task} {effort.value}"
+        all_efforts = problem.task == TASK_AT_ALL_EFFORTS
+        slot = f"{problem.task} {effort.value}" if all_efforts else problem.task
         if slot in golden or not _is_right(problem, text):
             continue
         prompt = transcriber.prompt(request)
@@ -47,16 +50,17 @@ def main() -> None:
 
 
 def _candidates() -> Iterator[tuple[int, Problem, ReasoningEffort]]:
-    """A few problems of each task; each task has an effort of its own, additions have all."""
+    """A few problems of each task, at the efforts that may be taken of it, better ones first."""
     efforts = list(ReasoningEffort)
-    seen: dict[str, int] = {}
+    drawn: dict[str, list[tuple[int, Problem]]] = {}
     for index, problem in enumerate(held_out(CANDIDATES)):
-        place = seen.setdefault(problem.task, 0)
-        if place < OF_EACH_TASK:
-            seen[problem.task] += 1
-            shift = list(seen).index(problem.task)
-            own = efforts if problem.task == "addition" else [efforts[shift % len(efforts)]]
-            for effort in own:
+        drawn.setdefault(problem.task, []).append((index, problem))
+    for place, (task, found) in enumerate(drawn.items()):
+        own = {efforts[place % len(efforts)], ReasoningEffort.HIGH}
+        if task == TASK_AT_ALL_EFFORTS:
+            own = set(efforts)
+        for effort in filter(own.__contains__, efforts):
+            for index, problem in found[:OF_EACH_TASK]:
                 yield index, problem, effort
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moeray.cluster.generation import ReasoningEffort
+from tests.tiny.golden import TASK_AT_ALL_EFFORTS
 from tests.tiny.transcripts import MARGIN, Transcriber, held_out, read_golden, request_of
 
 CASES = read_golden()
@@ -44,5 +45,7 @@ def test_every_task_has_a_transcript() -> None:
 
 
 def test_effort_shows_in_the_analysis() -> None:
-    lengths = {case["effort"]: len(case["answer"]) for case in CASES if case["task"] == "addition"}
+    lengths = {
+        case["effort"]: len(case["answer"]) for case in CASES if case["task"] == TASK_AT_ALL_EFFORTS
+    }
     assert lengths["low"] < lengths["medium"] < lengths["high"]

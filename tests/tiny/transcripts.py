@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from moeray.cluster.generation import (
@@ -31,7 +30,6 @@ from moeray.worker.communicator import SingleRank
 from moeray.worker.config import EngineConfig
 from moeray.worker.engine import Engine
 from moeray.worker.model_config import ModelConfig
-from moeray.worker.plan import SampleRows
 from moeray.worker.rank import Rank
 from moeray.worker.ranks import LocalRanks
 from moeray.worker.submit import engine_request
@@ -66,6 +64,8 @@ class Transcriber:
         self._model = model
         self._tokenizer = HarmonyTokenizer.load()
         self._renderer = HarmonyRenderer(self._tokenizer)
+        self._prefill = PagedRun(model, kv_tokens=65536, step_tokens=1024, sequences=128)
+        self._measured = 0
 
     def prompt(self, request: GenerationRequest) -> list[int]:
         return self._renderer.render(request)
@@ -93,12 +93,12 @@ class Transcriber:
 
     def least_margin(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
         """The least margin of the answer's tokens, as one prefill of the model has them."""
-        run = PagedRun(self._model, step_tokens=1024)
-        plan = run.plan({"only": [*prompt, *answer[:-1]]})
-        rows = np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1, dtype=np.int32)
-        samples = SampleRows.greedy(rows, np.zeros(len(rows), np.uint64))
-        batch = Batch.from_plan(replace(plan, samples=samples), BLOCK_TOKENS, CPU)
-        logits = run.model.forward(batch, run.kv)
+        run = self._prefill
+        text = [*prompt, *answer[:-1]]
+        self._measured += 1
+        batch = Batch.from_plan(run.plan({f"text {self._measured}": text}), BLOCK_TOKENS, CPU)
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        logits = run.model.forward(replace(batch, sample_rows=places), run.kv)
         taken = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
         others = logits.scatter(1, torch.tensor(answer)[:, None], -torch.inf).amax(1)
         return float((taken - others).min())
