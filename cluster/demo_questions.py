@@ -23,8 +23,8 @@ from moeray.cluster.tiny.eval_requests import json_text, tool_message, with_resu
 from moeray.cluster.tiny.scoring import finish_reason, normalised, parse_arguments, parse_json
 from moeray.v1 import inference_pb2 as pb
 
-PRODUCT: Final = "What is 734 * 86?"
-PRODUCT_IS: Final = "63124"
+PRODUCT: Final = "What is 47 * 86?"
+PRODUCT_IS: Final = "4042"
 SHORT_BUDGET: Final = 24
 """Tokens: less than the steps of the product take."""
 FORECAST: Final = "What is the weather in Paris?"
