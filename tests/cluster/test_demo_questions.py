@@ -96,11 +96,11 @@ def test_three_questions_show_effort_a_call_and_json() -> None:
 
 def test_a_wrong_answer_is_shown_and_is_no_complaint() -> None:
     def miscount(problem: Problem, request: pb.GenerateRequest, answer: pb.Answer) -> None:
-        answer.final = answer.final.replace("63124", "63214").replace("34", "43")
+        answer.final = answer.final.replace(questions.PRODUCT_IS, "4024").replace("34", "43")
 
     runs, said, _ = shown(questions.ask_questions, miscount)
     assert not [complaint for run in runs for complaint in questions.form_complaints(run)]
-    assert said.count("=> wrong: it is 63124") == 4
+    assert said.count(f"=> wrong: it is {questions.PRODUCT_IS}") == 4
     assert 'wrong: it is {"name": "Anna", "age": 34, "city": "Rome"}' in said
 
 
