@@ -23,8 +23,8 @@ WEEKDAYS: Final = (
 )
 _MONTH_NUMBERS: Final = (0, 3, 3, 6, 1, 4, 6, 2, 5, 0, 3, 5)
 """Days before the month in a common year, modulo 7."""
-_BEFORE_2000: Final = 6
-"""The weekday before 1 January 2000 would have, were that year no leap year: a Saturday."""
+_SUNDAY_IS_0: Final = 6
+"""What the sum of year, month and day numbers lacks for Sundays of 2000 to 2099 to come to 0."""
 _DOOMSDAYS: Final = (3, 28, 14, 4, 9, 6, 11, 8, 5, 10, 7, 12)
 """A day of each month that falls on the year's doomsday; January and February one later in leap
 years."""
@@ -111,7 +111,7 @@ def _weekday_steps(day: date) -> str:
     year, month = day.year % 100, day.month
     lines = [f"year {year}: {year}+{year // 4}={year + year // 4}"]
     total = year + year // 4
-    code = _MONTH_NUMBERS[month - 1] + _BEFORE_2000
+    code = _MONTH_NUMBERS[month - 1] + _SUNDAY_IS_0
     if calendar.isleap(day.year) and month <= 2:
         code -= 1
         lines.append(f"month {month}, leap year: {code}")

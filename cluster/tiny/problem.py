@@ -48,7 +48,7 @@ class Call:
     thinking: Thinking
     name: str
     arguments: dict[str, Any]
-    """In the order in which the schema declares them."""
+    """In the order in which the user names them, which is the easiest to copy."""
     result: str
     """What the function answers."""
 

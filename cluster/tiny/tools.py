@@ -76,9 +76,11 @@ def draw_function_call(rng: random.Random) -> Problem:
     arguments = draw_arguments(rng, function)
     functions = draw_functions(rng, function, 2)
     result, final = _draw_result(rng)
+    text, told = _request(rng, function, arguments)
+    # One call is one problem, in whatever order the user names its arguments.
+    key = f"{function.name} {json.dumps(arguments)}"
     return call_problem(
-        rng, "function call", function, arguments, functions, _request(rng, function, arguments),
-        result, final,
+        rng, "function call", function, told, functions, text, result, final, key
     )  # fmt: skip
 
 
@@ -99,7 +101,7 @@ def draw_no_call(rng: random.Random) -> Problem:
         while missing.name in names.split():
             missing = draw_function(rng)
         given = draw_arguments(rng, missing)
-        key, text = f"{missing.name} {json.dumps(given)}", _request(rng, missing, given)
+        key, (text, _) = f"{missing.name} {json.dumps(given)}", _request(rng, missing, given)
         reply = _nothing_fits(missing, functions)
     return Problem(
         task="no call",
@@ -128,27 +130,32 @@ def _draw_result(rng: random.Random) -> tuple[str, str]:
     return draw_json(rng, fields), sentence
 
 
-def _request(rng: random.Random, function: Function, arguments: Mapping[str, Value]) -> str:
-    """The user's words for a call; they may name the arguments in any order."""
-    pairs = [(name, shown(value)) for name, value in arguments.items()]
-    rng.shuffle(pairs)
+def _request(
+    rng: random.Random, function: Function, arguments: Mapping[str, Value]
+) -> tuple[str, dict[str, Value]]:
+    """The user's words for a call, and the arguments in the order in which they name them."""
+    order = list(arguments)
+    rng.shuffle(order)
+    told = {name: arguments[name] for name in order}
+    pairs = [(name, shown(value)) for name, value in told.items()]
     pair = rng.choice(_PAIRS)
     given = [pair.format(name, value) for name, value in pairs]
-    told = [f"the {name} is {value}" for name, value in pairs]
+    facts = [f"the {name} is {value}" for name, value in pairs]
     if rng.random() < 0.5:
-        told_text = " ".join(_sentence(one) for one in told)
+        sentences = " ".join(_sentence(fact) for fact in facts)
     else:
-        told_text = _sentence(_listed(told))
+        sentences = _sentence(_listed(facts))
     template = rng.choice(_EXPLICIT if rng.random() < 0.4 else _FREE)
-    return template.format(
+    text = template.format(
         name=function.name,
         verb=function.verb,
         Verb=function.verb.capitalize(),
         noun=function.noun,
         a_noun=a_or_an(function.noun),
         given=_listed(given) if rng.random() < 0.6 else ", ".join(given),
-        told=told_text,
+        told=sentences,
     )
+    return text, told
 
 
 def _small_sum(rng: random.Random, a: int, b: int) -> tuple[str, str, Reply]:
