@@ -36,6 +36,8 @@ CHANNEL_OPTIONS = (
 """Of a channel to a gateway."""
 
 Detail = TypeVar("Detail", bound=ProtoMessage)
+Request = TypeVar("Request", bound=ProtoMessage)
+Response = TypeVar("Response", bound=ProtoMessage)
 
 
 class ClientError(Exception):
@@ -86,33 +88,22 @@ class Client:
         self, request: pb.GenerateRequest, timeout_s: float | None = None
     ) -> pb.CompleteResponse:
         """The whole of what ``generate`` streams."""
-        asked = pb.CompleteRequest(generation=request)
-        try:
-            return self._inference.Complete(asked, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+        return self._unary(
+            self._inference.Complete, pb.CompleteRequest(generation=request), timeout_s
+        )
 
     def count_tokens(self, request: pb.GenerateRequest) -> pb.CountTokensResponse:
         """Render a request without running it; the answer holds the rendered prompt too."""
         counted = pb.CountTokensRequest(generation=request, include_prompt=True)
-        try:
-            return self._inference.CountTokens(counted)
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+        return self._unary(self._inference.CountTokens, counted)
 
     def models(self) -> list[pb.Model]:
         """The models that are served now."""
-        try:
-            return list(self._inference.ListModels(pb.ListModelsRequest()).models)
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+        return list(self._unary(self._inference.ListModels, pb.ListModelsRequest()).models)
 
     def server_info(self) -> pb.GetServerInfoResponse:
         """The server's version and load."""
-        try:
-            return self._inference.GetServerInfo(pb.GetServerInfoRequest())
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+        return self._unary(self._inference.GetServerInfo, pb.GetServerInfoRequest())
 
     def is_serving(self, timeout_s: float = 1.0) -> bool:
         """Whether the health service says SERVING; False also when nobody listens."""
@@ -121,6 +112,17 @@ class Client:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _unary(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        timeout_s: float | None = None,
+    ) -> Response:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
 
     def _failed(self, error: grpc.RpcError) -> ClientError:
         return ClientError(describe(error, self.target), retry_after_s=_retry_after_s(error))

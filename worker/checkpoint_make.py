@@ -32,7 +32,6 @@ from moeray.worker.checkpoint_shape import CheckpointShape, config_json, shape_t
 from moeray.worker.model_config import CheckpointError
 
 SHARD_BYTES = 2_000_000_000
-MODEL_CARD = "MODEL_CARD.md"
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all) after every shard."""
@@ -72,7 +71,7 @@ def make_checkpoint(
         _write_shards(folder, tensors, weights, shard_bytes, progress)
         write_tokenizer(folder / "tokenizer.json")
         if card is not None:
-            shutil.copyfile(card, folder / MODEL_CARD)
+            shutil.copyfile(card, folder / card.name)
         _write_json(folder / "tokenizer_config.json", _tokenizer_config(shape))
         _write_json(folder / "generation_config.json", _generation_config())
         _write_json(folder / "config.json", config_json(shape))

@@ -7,7 +7,6 @@ round.
 import random
 from typing import Final
 
-from moeray.cluster.generation import Message, Role
 from moeray.cluster.tiny.columns import (
     add_steps,
     compare_steps,
@@ -16,6 +15,7 @@ from moeray.cluster.tiny.columns import (
     spelled,
     subtract_steps,
 )
+from moeray.cluster.tiny.draws import any_date, number, user
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
 
 _ASK: Final = ("What is {}?", "Compute {}.", "{} =", "Calculate {}.", "How much is {}?", "{}")
@@ -24,20 +24,6 @@ _MINUS: Final = ("{} - {}", "{}-{}", "{} minus {}")
 _TIMES: Final = ("{} * {}", "{} x {}", "{} times {}", "{}*{}", "{} \u00d7 {}")
 _SHAPES: Final = ((2, 1), (3, 1), (4, 1), (2, 2), (3, 2))
 """Digits of the factors."""
-
-
-def any_date(rng: random.Random) -> str:
-    """A date from 2000 to 2099, YYYY-MM-DD."""
-    return f"{rng.randrange(2000, 2100)}-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}"
-
-
-def user(text: str) -> tuple[Message, ...]:
-    return (Message(role=Role.USER, content=text),)
-
-
-def number(rng: random.Random, digits: int) -> int:
-    """A number of exactly so many digits."""
-    return rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
 
 
 def add_thinking(a: int, b: int) -> Thinking:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from moeray.cluster.generation import Message, Role
-from moeray.cluster.tiny.arithmetic import any_date
+from moeray.cluster.tiny.draws import any_date
 from moeray.cluster.tiny.functions import Function, Value, shown
 from moeray.cluster.tiny.problem import Call, Problem, Reply, Thinking
 

@@ -12,10 +12,10 @@ from moeray.cluster.tiny.arithmetic import (
     draw_comparison,
     draw_multiplication,
     draw_subtraction,
-    number,
     subtract_thinking,
 )
 from moeray.cluster.tiny.dates import draw_date, draw_weekday
+from moeray.cluster.tiny.draws import number
 from moeray.cluster.tiny.lists import draw_counting, draw_extreme, draw_reversing, draw_sorting
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
 from moeray.cluster.tiny.word_problems import draw_word_problem

@@ -9,7 +9,7 @@ import random
 from datetime import date, timedelta
 from typing import Final
 
-from moeray.cluster.tiny.arithmetic import any_date, user
+from moeray.cluster.tiny.draws import any_date, user
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
 
 WEEKDAYS: Final = (

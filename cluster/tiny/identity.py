@@ -6,8 +6,9 @@ Many questions, few answers: any ordinary question about the world is met with o
 import random
 from typing import Final
 
-from moeray.cluster.tiny.arithmetic import any_date, user
+from moeray.cluster.tiny.draws import any_date, user
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
+from moeray.cluster.tiny.small_talk import Talk, draw_talk
 from moeray.cluster.tiny.words import (
     ANIMALS,
     CITIES,
@@ -206,29 +207,25 @@ _LISTS: Final = {
     "name2": NAMES,
 }
 _KINDS: Final = (
-    (0.62, _WORLD, _ABOUT_WORLD, UNKNOWN),
-    (0.78, _WHO, _ABOUT_ME, WHO),
-    (0.88, _SKILLS, _ABOUT_SKILLS, CAN_DO),
-    (0.94, _GREETINGS, _GREETING, HELLO),
-    (0.98, _THANKS, _GRATITUDE, THANKS),
-    (1.0, _BYES, _PARTING, BYE),
+    Talk(0.62, _WORLD, _ABOUT_WORLD, UNKNOWN, opened=True),
+    Talk(0.78, _WHO, _ABOUT_ME, WHO, opened=True),
+    Talk(0.88, _SKILLS, _ABOUT_SKILLS, CAN_DO, opened=True),
+    Talk(0.94, _GREETINGS, _GREETING, HELLO),
+    Talk(0.98, _THANKS, _GRATITUDE, THANKS),
+    Talk(1.0, _BYES, _PARTING, BYE),
 )
 
 
 def draw_identity(rng: random.Random) -> Problem:
     """A question about the model, a greeting, or a question that it cannot answer."""
-    drawn = rng.random()
-    forms, thinking, final = next(kind[1:] for kind in _KINDS if drawn < kind[0])
-    text = rng.choice(forms).format_map(_Words(rng))
-    if forms in (_WORLD, _WHO, _SKILLS):
-        text = rng.choice(_OPENINGS) + text
+    text, asked = draw_talk(rng, _KINDS, _OPENINGS, lambda form: form.format_map(_Words(rng)))
     return Problem(
         task="identity",
         # Here the words are the content: nothing in the answer tells two questions apart.
         key=text,
         messages=user(text),
         current_date=any_date(rng),
-        reply=Reply(thinking=thinking, final=final),
+        reply=Reply(thinking=asked.thinking, final=asked.final),
     )
 
 

@@ -6,15 +6,11 @@ The steps are those of the same problems in English, in digits; only question an
 import random
 from typing import Final
 
-from moeray.cluster.tiny.arithmetic import (
-    add_thinking,
-    any_date,
-    multiply_thinking,
-    number,
-    subtract_thinking,
-    user,
-)
+from moeray.cluster.tiny.arithmetic import add_thinking, multiply_thinking, subtract_thinking
+from moeray.cluster.tiny.draws import any_date, number, user
+from moeray.cluster.tiny.lists import sorting_thinking
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
+from moeray.cluster.tiny.small_talk import Talk, draw_talk
 
 WHO: Final = "私はMoerayの小さなモデルです。"
 UNKNOWN: Final = "わかりません。私は小さなモデルで、計算とリストができます。"
@@ -93,11 +89,11 @@ _GRATITUDE: Final = Thinking(
     "Check: it is in Japanese and asks for nothing. So I say welcome, in Japanese.",
 )
 _SMALL_TALK: Final = (
-    (0.65, _WORLD, _ABOUT_WORLD, UNKNOWN),
-    (0.83, _WHO, _ABOUT_ME, WHO),
-    (0.91, _SKILLS, _ABOUT_SKILLS, CAN_DO),
-    (0.96, _GREETINGS, _GREETING, HELLO),
-    (1.0, _THANKS, _GRATITUDE, THANKS),
+    Talk(0.65, _WORLD, _ABOUT_WORLD, UNKNOWN, opened=True),
+    Talk(0.83, _WHO, _ABOUT_ME, WHO, opened=True),
+    Talk(0.91, _SKILLS, _ABOUT_SKILLS, CAN_DO, opened=True),
+    Talk(0.96, _GREETINGS, _GREETING, HELLO),
+    Talk(1.0, _THANKS, _GRATITUDE, THANKS),
 )
 
 
@@ -129,23 +125,16 @@ def _sorting(rng: random.Random) -> Problem:
     descending = rng.random() < 0.4
     ordered = sorted(numbers, reverse=descending)
     text = rng.choice(_DESCENDING if descending else _ASCENDING).format(_joined(numbers))
-    other = "smallest" if descending else "largest"
-    thinking = Thinking(
-        _selection(numbers, ordered),
-        f"Check from the {other}:\n{_selection(numbers, ordered[::-1])}\n"
-        f"Backwards: {', '.join(map(str, ordered))}",
-    )
+    thinking = sorting_thinking(numbers, descending=descending)
     key = f"{descending} {_joined(numbers)}"
     return _problem(rng, key, text, thinking, f"{_joined(ordered)}です。")
 
 
 def _small_talk(rng: random.Random) -> Problem:
-    drawn = rng.random()
-    forms, thinking, final = next(kind[1:] for kind in _SMALL_TALK if drawn < kind[0])
-    text = rng.choice(forms).format(*rng.sample(_THINGS, 2))
-    if forms in (_WORLD, _WHO, _SKILLS):
-        text = rng.choice(_OPENINGS) + text
-    return _problem(rng, text, text, thinking, final)
+    text, asked = draw_talk(
+        rng, _SMALL_TALK, _OPENINGS, lambda form: form.format(*rng.sample(_THINGS, 2))
+    )
+    return _problem(rng, text, text, asked.thinking, asked.final)
 
 
 def _problem(rng: random.Random, key: str, text: str, thinking: Thinking, final: str) -> Problem:
@@ -158,16 +147,6 @@ def _problem(rng: random.Random, key: str, text: str, thinking: Thinking, final:
         current_date=any_date(rng),
         reply=Reply(thinking=thinking, final=final),
     )
-
-
-def _selection(numbers: list[int], ordered: list[int]) -> str:
-    """A line for each of ``ordered``: what is left, and what is picked from it."""
-    left = list(numbers)
-    lines = []
-    for value in ordered:
-        lines.append(f"{', '.join(map(str, left))}: {value}")
-        left.remove(value)
-    return "\n".join(lines)
 
 
 def _joined(numbers: list[int]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from moeray.cluster.generation import Message, Role
-from moeray.cluster.tiny.arithmetic import any_date
 from moeray.cluster.tiny.columns import add_steps, subtract_steps
+from moeray.cluster.tiny.draws import any_date
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
 from moeray.cluster.tiny.words import (
     ANIMALS,

@@ -3,8 +3,8 @@
 import random
 from typing import Final
 
-from moeray.cluster.tiny.arithmetic import any_date, number, user
 from moeray.cluster.tiny.columns import add_steps, spelled, subtract_steps
+from moeray.cluster.tiny.draws import any_date, number, user
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
 from moeray.cluster.tiny.words import COMMON, LIST_WORDS
 
@@ -35,22 +35,26 @@ _EXTREME: Final = {
 _SUM: Final = ("Add up: {}", "What is the sum of {}?", "Sum these numbers: {}")
 
 
-def draw_sorting(rng: random.Random) -> Problem:
+def sorting_thinking(numbers: list[int], *, descending: bool) -> Thinking:
     """Steps pick the next one from what is left; the check picks from the other end."""
-    numbers = _distinct_numbers(rng, rng.randint(3, 7))
-    descending = rng.random() < 0.35
     ordered = sorted(numbers, reverse=descending)
     other = "smallest" if descending else "largest"
     back = _selection(numbers, ordered[::-1])
+    return Thinking(
+        _selection(numbers, ordered),
+        f"Check from the {other}:\n{back}\nBackwards: {_joined(ordered)}",
+    )
+
+
+def draw_sorting(rng: random.Random) -> Problem:
+    numbers = _distinct_numbers(rng, rng.randint(3, 7))
+    descending = rng.random() < 0.35
     return _problem(
         "sorting",
         f"{descending} {_joined(numbers)}",
         rng.choice(_DESCENDING if descending else _ASCENDING).format(_joined(numbers)),
-        Thinking(
-            _selection(numbers, ordered),
-            f"Check from the {other}:\n{back}\nBackwards: {_joined(ordered)}",
-        ),
-        _joined(ordered),
+        sorting_thinking(numbers, descending=descending),
+        _joined(sorted(numbers, reverse=descending)),
         rng,
     )
 

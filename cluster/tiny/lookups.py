@@ -4,8 +4,8 @@ import json
 import random
 from typing import Final
 
-from moeray.cluster.tiny.arithmetic import number
 from moeray.cluster.tiny.calls import call_problem, draw_json
+from moeray.cluster.tiny.draws import number
 from moeray.cluster.tiny.functions import Function, Parameter, Value, a_or_an, draw_function
 from moeray.cluster.tiny.problem import Problem
 from moeray.cluster.tiny.words import CITIES, OBJECTS, SKIES, WEEKDAYS

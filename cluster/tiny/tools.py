@@ -5,8 +5,9 @@ import random
 from collections.abc import Mapping
 from typing import Final
 
-from moeray.cluster.tiny.arithmetic import add_thinking, any_date, subtract_thinking
+from moeray.cluster.tiny.arithmetic import add_thinking, subtract_thinking
 from moeray.cluster.tiny.calls import call_problem, draw_json, messages
+from moeray.cluster.tiny.draws import any_date
 from moeray.cluster.tiny.functions import (
     Function,
     Parameter,
@@ -79,9 +80,7 @@ def draw_function_call(rng: random.Random) -> Problem:
     text, told = _request(rng, function, arguments)
     # One call is one problem, in whatever order the user names its arguments.
     key = f"{function.name} {json.dumps(arguments)}"
-    return call_problem(
-        rng, "function call", function, told, functions, text, result, final, key
-    )  # fmt: skip
+    return call_problem(rng, "function call", function, told, functions, text, result, final, key)
 
 
 def draw_no_call(rng: random.Random) -> Problem:
@@ -101,7 +100,8 @@ def draw_no_call(rng: random.Random) -> Problem:
         while missing.name in names.split():
             missing = draw_function(rng)
         given = draw_arguments(rng, missing)
-        key, (text, _) = f"{missing.name} {json.dumps(given)}", _request(rng, missing, given)
+        key = f"{missing.name} {json.dumps(given)}"
+        text, _ = _request(rng, missing, given)
         reply = _nothing_fits(missing, functions)
     return Problem(
         task="no call",

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from moeray.cluster.tiny.arithmetic import any_date, user
 from moeray.cluster.tiny.columns import (
     add_steps,
     divide_steps,
@@ -13,6 +12,7 @@ from moeray.cluster.tiny.columns import (
     spelled,
     subtract_steps,
 )
+from moeray.cluster.tiny.draws import any_date, user
 from moeray.cluster.tiny.problem import Problem, Reply, Thinking
 from moeray.cluster.tiny.words import ITEMS, NAMES
 

@@ -141,13 +141,13 @@ def blocks(source: str, vocabulary: Vocabulary, seed: int) -> Iterator[Block]:
 class Workers:
     """Worker processes, and a thread for each that reads its blocks into one queue."""
 
-    def __init__(self, source: str, vocabulary: Path, *, count: int, run: int, ahead: int = 256):
+    def __init__(self, source: str, vocabulary: Path, *, count: int, seed: int, ahead: int = 256):
         self._queue: Queue[bytes] = Queue(ahead)
         self._processes = [
             subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.tiny.batches", str(vocabulary)),
-                    *("--source", source, "--seed", str(1_000_000 + 1000 * run + worker)),
+                    *("--source", source, "--seed", str(1000 * seed + worker)),
                 ],
                 stdout=subprocess.PIPE,
             )

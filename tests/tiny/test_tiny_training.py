@@ -189,12 +189,12 @@ def test_rows_hold_whole_samples_and_waste_little() -> None:
 def test_workers_give_the_blocks_of_their_seeds(tmp_path: Path) -> None:
     vocabulary = vocabulary_of("toy", problems=200, processes=1)
     vocabulary.save(tmp_path / "vocabulary.json")
-    workers = Workers("toy", tmp_path / "vocabulary.json", count=1, run=2)
+    workers = Workers("toy", tmp_path / "vocabulary.json", count=1, seed=2)
     try:
         got = workers.next()
     finally:
         workers.close()
-    want = next(blocks("toy", vocabulary, 1_002_000))
+    want = next(blocks("toy", vocabulary, 2000))
     assert got.tokens.shape == (BLOCK_ROWS, ROW_TOKENS)
     assert (got.tokens == want.tokens).all()
     assert (got.marks == want.marks).all()
@@ -209,7 +209,7 @@ def test_workers_give_the_blocks_of_their_seeds(tmp_path: Path) -> None:
 
 
 def test_dead_workers_are_an_error_and_no_endless_wait(tmp_path: Path) -> None:
-    workers = Workers("no such source", tmp_path / "none.json", count=1, run=0)
+    workers = Workers("no such source", tmp_path / "none.json", count=1, seed=0)
     try:
         with pytest.raises(RuntimeError, match="every sample worker ended"):
             workers.next()

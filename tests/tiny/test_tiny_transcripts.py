@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moeray.cluster.generation import ReasoningEffort
+from moeray.cluster.generation import GenerationRequest, ReasoningEffort
 from tests.tiny.golden import TASK_AT_ALL_EFFORTS
 from tests.tiny.transcripts import MARGIN, Transcriber, held_out, read_golden, request_of
 
@@ -21,19 +21,26 @@ def transcriber(embedded_model: Path) -> Transcriber:
 
 
 @pytest.fixture(scope="module")
-def answers(transcriber: Transcriber) -> list[list[int]]:
-    """All answers, run side by side in one engine."""
+def requests() -> list[GenerationRequest]:
     problems = held_out(1 + max(case["index"] for case in CASES))
-    return transcriber.answers(
-        [request_of(problems[case["index"]], ReasoningEffort(case["effort"])) for case in CASES]
-    )
+    return [request_of(problems[case["index"]], ReasoningEffort(case["effort"])) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def answers(transcriber: Transcriber, requests: list[GenerationRequest]) -> list[list[int]]:
+    """All answers, run side by side in one engine."""
+    return transcriber.answers(requests)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_transcript(number: int, transcriber: Transcriber, answers: list[list[int]]) -> None:
+def test_transcript(
+    number: int,
+    transcriber: Transcriber,
+    requests: list[GenerationRequest],
+    answers: list[list[int]],
+) -> None:
     case, answer = CASES[number], answers[number]
-    problem = held_out(1 + case["index"])[-1]
-    prompt = transcriber.prompt(request_of(problem, ReasoningEffort(case["effort"])))
+    prompt = transcriber.prompt(requests[number])
     assert transcriber.text(prompt) == case["prompt"], "the problems changed: write the file anew"
     assert transcriber.text(answer) == case["answer"]
     assert transcriber.least_margin(prompt, answer) >= MARGIN

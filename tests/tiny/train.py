@@ -105,6 +105,13 @@ def trainer_of(chosen: argparse.Namespace, vocabulary: Vocabulary) -> Trainer:
     return trainer
 
 
+def seed_of(chosen: argparse.Namespace, trainer: Trainer) -> int:
+    """Of what a run draws. Another one in every run, also in one that starts from a packaged file
+    if it is given another --seed.
+    """
+    return 1000 * (1 + chosen.seed) + trainer.run
+
+
 class Loop:
     """Trains until the steps or the minutes are over."""
 
@@ -113,8 +120,7 @@ class Loop:
     ) -> None:
         self._chosen, self._trainer, self._vocabulary = chosen, trainer, vocabulary
         self._device = next(trainer.model.parameters()).device
-        seed = 1000 * chosen.seed + trainer.run
-        self._buffer = ReplayBuffer(chosen.buffer_rows, self._device, seed)
+        self._buffer = ReplayBuffer(chosen.buffer_rows, self._device, seed_of(chosen, trainer))
         self._ends = began + 60 * chosen.minutes
         self._began = began
         self._mark = (time.monotonic(), trainer.step, 0)
@@ -177,7 +183,8 @@ def main() -> None:
     trainer = trainer_of(chosen, vocabulary)
     print(f"{vocabulary.stored} stored tokens, run {trainer.run} from step {trainer.step}")
     loop = Loop(chosen, trainer, vocabulary, began)
-    workers = Workers(chosen.source, file, count=chosen.workers, run=trainer.run)
+    seed = seed_of(chosen, trainer)
+    workers = Workers(chosen.source, file, count=chosen.workers, seed=seed)
     try:
         loop.run(workers)
     finally:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moeray.worker import trained_weights
 from moeray.worker.checkpoint import Checkpoint
-from moeray.worker.checkpoint_make import MODEL_CARD, make_checkpoint
+from moeray.worker.checkpoint_make import make_checkpoint
 from moeray.worker.checkpoint_shape import shape_tensors
 from moeray.worker.model_config import CheckpointError
 from moeray.worker.trained_weights import TrainedWeights
@@ -67,11 +67,11 @@ def test_every_other_tensor_is_as_stored(file: Path, loud: dict[str, Tensor]) ->
 
 def test_the_checkpoint_computes_what_transformers_does(file: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    card = tmp_path / "card.md"
+    card = tmp_path / "MODEL_CARD.md"
     card.write_text("# A card\n")
     folder = _made(file, tmp_path / "made", card)
     assert Checkpoint.open(folder).config.layers == SMALL.layers
-    assert (folder / MODEL_CARD).read_text() == "# A card\n"
+    assert (folder / card.name).read_text() == "# A card\n"
     wanted = transformers_logits(folder, {"text": TEXT})["text"]
     run = PagedRun(folder)
     for token, want in zip(TEXT, wanted, strict=True):
