@@ -1,7 +1,8 @@
 """The turns of a problem with a function call: the call, what comes back, and the answer.
 
 The thinking before a call names the function and its arguments; the check goes through the declared
-parameters. The thinking after it reads the result; the check reads call and result again.
+parameters. At low effort one line is left of it. The thinking after it reads the result; the check
+reads call and result again.
 """
 
 import json
@@ -70,7 +71,11 @@ def call_thinking(function: Function, arguments: Mapping[str, Value]) -> Thinkin
             checks.append(f"{parameter.name} given: {value}, {parameter.shown_type}")
         else:
             checks.append(f"{parameter.name} not given, optional")
-    return Thinking("\n".join(lines), "\n".join([*checks, "All required are given."]))
+    return Thinking(
+        "\n".join(lines),
+        "\n".join([*checks, "All required are given."]),
+        brief=f"{function.name} is declared.",
+    )
 
 
 def result_thinking(function: Function, arguments: Mapping[str, Value], result: str) -> Thinking:

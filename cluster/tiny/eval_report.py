@@ -26,6 +26,7 @@ DEFINITIONS: Final = (
     " value; with a function, after exactly the call that was expected. Failed requests are wrong.",
     "think, out: mean tokens of a problem in the analysis, and in all; with a function, of both"
     " its turns.",
+    "final: a call where none was due gets an error as its result, and the answer after it counts.",
     "Thinking budgets: drawn below what the model thought without, for a sample at high effort.",
 )
 ENOUGH_PROBLEMS: Final = 1000

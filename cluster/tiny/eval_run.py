@@ -24,11 +24,13 @@ from moeray.cluster.tiny.eval_requests import (
     with_result,
 )
 from moeray.cluster.tiny.problem import Call, Problem
-from moeray.cluster.tiny.scoring import Score, score_call, score_reply
+from moeray.cluster.tiny.scoring import Score, score_call, score_reply, score_unasked_call
 from moeray.v1 import inference_pb2 as pb
 
 BUDGET_EVERY: Final = 10
 """Every so many problems one is asked again with a thinking budget."""
+CALL_REFUSED: Final = '{"error":"not allowed"}'
+"""The result of a call where none was due."""
 PAUSES_S: Final = (0.25, 1.0, 4.0)
 """At least so long between tries."""
 _REQUEST_TIMEOUT_S: Final = 600.0
@@ -175,9 +177,14 @@ class EvalRun:
                 return _Attempt(called, (called,), _expected_call(problem.call), shown(answer))
             turns = (called,)
             answer = self._answer(with_result(request, answer, problem.call.result))
+        got = shown(answer)
+        if not turns and len(answer.tool_calls) == 1:
+            # As a client would that cannot make this call: it says so, and the turn goes on.
+            turns = (score_unasked_call(answer),)
+            answer = self._answer(with_result(request, answer, CALL_REFUSED))
         reply = score_reply(problem.reply, answer)
         whole = turns[0].followed_by(reply) if turns else reply
-        return _Attempt(whole, (*turns, reply), problem.reply.final, shown(answer))
+        return _Attempt(whole, (*turns, reply), problem.reply.final, got)
 
     def _within_budget(self, number: int, free: _Attempt) -> BudgetTrial | None:
         thought = free.turns[0].analysis_tokens

@@ -12,18 +12,20 @@ from moeray.cluster.generation import Message, ReasoningEffort, Tool
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What the analysis channel says: nothing at low effort, the steps at medium, and at high the
-    steps and then a check that gets to the result in another way.
+    """What the analysis channel says: nothing or one line at low effort, the steps at medium, and
+    at high the steps and then a check that gets to the result in another way.
     """
 
     steps: str
     check: str
+    brief: str = ""
+    """The one line, where an answer at once would be a guess that does harm."""
 
     def at(self, effort: ReasoningEffort) -> str:
         """The analysis at ``effort``; empty where there is none."""
         match effort:
             case ReasoningEffort.LOW:
-                return ""
+                return self.brief
             case ReasoningEffort.MEDIUM:
                 return self.steps
             case ReasoningEffort.HIGH:

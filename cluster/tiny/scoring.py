@@ -30,14 +30,15 @@ class Score:
     right_call: bool | None
     """It is also the function and the arguments that were asked for. None: none is due."""
     final_not_empty: bool
-    """The final channel has text; a turn in which a call is due may end in a call instead."""
+    """The final channel has text; an answer may end in a call instead, and what follows the
+    function's result is looked at then."""
     analysis_tokens: int
     output_tokens: int
     finish_reason: str
     """``stop``, ``tool_call`` or ``length``."""
 
     def followed_by(self, reply: "Score") -> "Score":
-        """Of a call and, once the function's result was given, the ``reply`` that ends the turn."""
+        """Of a call and, once it had its result, the ``reply`` that ends the turn."""
         return Score(
             correct=self.correct and reply.correct,
             parsed_and_valid=self.parsed_and_valid,
@@ -53,6 +54,11 @@ def score_reply(reply: Reply, answer: pb.Answer) -> Score:
     """Score an answer that should end in the final channel."""
     correct = not answer.tool_calls and _is_right_text(reply, answer.final)
     return _score(answer, correct=correct, final_not_empty=bool(answer.final.strip()))
+
+
+def score_unasked_call(answer: pb.Answer) -> Score:
+    """Score an answer that called a function where none was due: wrong, whatever follows it."""
+    return _score(answer, correct=False, final_not_empty=True)
 
 
 def score_call(call: Call, tools: Sequence[Tool], answer: pb.Answer) -> Score:

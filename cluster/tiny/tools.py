@@ -178,6 +178,7 @@ def _nothing_fits(missing: Function, functions: list[Function]) -> Reply:
             "Check: "
             + ".\n".join(f"{name} is not {missing.name}" for name in names)
             + f".\nNothing is declared to {missing.verb} {a_or_an(missing.noun)}, so I say so.",
+            brief=f"{missing.name} is not declared.",
         ),
         final=f"I have no function to {missing.verb} {a_or_an(missing.noun)}.",
     )

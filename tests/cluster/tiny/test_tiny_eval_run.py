@@ -10,7 +10,7 @@ from moeray.cluster.client import Client, ClientError
 from moeray.cluster.generation import ReasoningEffort
 from moeray.cluster.harmony import HarmonyRenderer
 from moeray.cluster.tiny.eval_requests import problem_request, question, with_result
-from moeray.cluster.tiny.eval_run import EvalRun, Plan, Trial
+from moeray.cluster.tiny.eval_run import CALL_REFUSED, EvalRun, Plan, Trial
 from moeray.cluster.tiny.problem import Problem
 from moeray.cluster.tokenizer import HarmonyTokenizer
 from moeray.cluster.validation import Validator
@@ -106,6 +106,21 @@ def test_a_wrong_call_ends_the_problem() -> None:
     assert trial.expected == 'get_weather({"city": "Paris", "days": 3})'
     assert trial.got == 'get_time({"city": "Paris", "days": 3})'
     assert all(request.messages[-1].role == pb.ROLE_USER for request in service.requests)
+
+
+def test_a_call_that_nobody_asked_for_is_wrong_and_is_refused() -> None:
+    def call(problem: Problem, request: pb.GenerateRequest, answer: pb.Answer) -> None:
+        if request.messages[-1].role != pb.ROLE_TOOL:
+            answer.tool_calls.add(id="call-1", name="find_train", arguments="{}")
+            answer.final = ""
+
+    problems = [sum_problem(1, 2)]
+    service = FakeInference(problems, call)
+    trial = of(evaluate(service, problems, budget_every=100), 0)
+    assert trial.score is not None and not trial.score.correct and trial.score.final_not_empty
+    assert trial.score.parsed_and_valid is None
+    assert trial.got == "find_train({})"
+    assert service.requests[-1].messages[-1].content == CALL_REFUSED
 
 
 def test_invalid_json_and_an_empty_final_are_seen() -> None:

@@ -74,5 +74,5 @@ def test_more_effort_thinks_more(held_out: list[Problem]) -> None:
         turns = filter(None, (problem.call, problem.reply))
         for thinking in (turn.thinking for turn in turns):
             low, medium, high = (len(thinking.at(effort)) for effort in ReasoningEffort)
-            assert low == 0 < medium < high
+            assert low < medium < high
             assert thinking.at(ReasoningEffort.HIGH).startswith(thinking.steps)
