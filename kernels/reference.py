@@ -1,8 +1,9 @@
 """Every op of the model in plain torch: what the fast kernels are held against.
 
 Rules: tensors in, tensors out, no state. Runs on any device and in any floating dtype; sums that
-decide something (norms, softmax, routing, the experts' combination) are float32. Each function
-here keeps its signature when a Triton op of the same name joins it.
+decide something (norms, softmax, routing, the experts' combination) are float32, or float64 where
+the inputs are: then it is the truth that kernels are measured by. Each function here keeps its
+signature when a Triton op of the same name joins it.
 
 Letters in shapes: R rows, S sequences, H hidden, D head dimension, Hq query heads, Hkv key-value
 heads, E experts, I expert width, k experts per row.
@@ -23,8 +24,14 @@ MXFP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 MXFP4_BLOCK = 32
 """Values that share one e8m0 scale."""
 _E8M0_BIAS = 127
+_E4M3_MOST = 448.0
 _EXPERTS_AT_ONCE = 8
 """Whose weights are dequantised together: fewer, larger steps, in bounded memory."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -32,9 +39,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Computed in float32; returns [R, H] in x's dtype.
     """
-    wide = x.float()
+    wide = at_least_float32(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (scaled * weight.float()).to(x.dtype)
+    return (scaled * at_least_float32(weight)).to(x.dtype)
 
 
 def yarn_inverse_frequencies(
@@ -86,22 +93,41 @@ def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
     Computed in float32; returns x's shape and dtype.
     """
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = at_least_float32(x).chunk(2, dim=-1)
     cosine, sine = cosine[:, None], sine[:, None]
     turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
     return turned.to(x.dtype)
 
 
 def write_kv(
-    keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+    keys: Tensor,
+    values: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    *,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """Stores keys and values [R, Hkv, D] in the caches [blocks, block_tokens, Hkv, D], in place.
 
     slots [R] int64 is block * block_tokens + offset. Rows that share a slot (padding, in the
-    scratch block 0) leave any one of theirs.
+    scratch block 0) leave any one of theirs. With key_scales and value_scales [blocks,
+    block_tokens, Hkv], which are written too, a token's head is stored as e4m3 values times its
+    scale: its greatest magnitude / 448 (e4m3's greatest), or 1 where that is 0.
     """
-    key_cache.flatten(0, 1).index_copy_(0, slots, keys.to(key_cache.dtype))
-    value_cache.flatten(0, 1).index_copy_(0, slots, values.to(value_cache.dtype))
+    for rows, pages, scales in (keys, key_cache, key_scales), (values, value_cache, value_scales):
+        stored = rows
+        if scales is not None:
+            wide = at_least_float32(rows)
+            scale = wide.abs().amax(-1) / _E4M3_MOST
+            scale = scale.where(scale > 0, 1)
+            scales.flatten(0, 1).index_copy_(0, slots, scale.to(scales.dtype))
+            stored = (wide / scale[..., None]).to(torch.float8_e4m3fn)
+        stored = stored.to(pages.dtype)
+        if pages.dtype == torch.float8_e4m3fn:  # whose elements torch cannot index everywhere
+            pages, stored = pages.view(torch.uint8), stored.view(torch.uint8)
+        pages.flatten(0, 1).index_copy_(0, slots, stored)
 
 
 def paged_attention(
@@ -116,6 +142,8 @@ def paged_attention(
     *,
     scale: float,
     window: int | None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention over a paged cache with one learned sink logit per head.
 
@@ -125,7 +153,8 @@ def paged_attention(
     column c holds positions (first_blocks[s] + c) * block_tokens on; first_blocks [S]. Integer
     tensors are of any integer dtype. sinks [Hq] join the softmax's denominator only (gpt-oss;
     Xiao et al., 2023). A row at position p sees positions j <= p and, with a window, j > p -
-    window. Scores and sums are float32; returns [R, Hq, D] in queries' dtype.
+    window. Scores and sums are float32; returns [R, Hq, D] in queries' dtype. key_scales and
+    value_scales [blocks, block_tokens, Hkv] multiply what the caches hold, as in ``write_kv``.
     """
     out = torch.zeros_like(queries)
     block_tokens = key_cache.shape[1]
@@ -135,8 +164,8 @@ def paged_attention(
         table = block_table[chosen, :columns]
         out[rows] = _attend(
             queries[rows],
-            _gather_blocks(key_cache, table),
-            _gather_blocks(value_cache, table),
+            _gather_blocks(key_cache, key_scales, table),
+            _gather_blocks(value_cache, value_scales, table),
             positions[rows],
             first_blocks[chosen] * block_tokens,
             sinks,
@@ -165,9 +194,12 @@ def _alike(
         yield rows_each, columns, torch.tensor(chosen, device=row_starts.device)
 
 
-def _gather_blocks(cache: Tensor, table: Tensor) -> Tensor:
-    """[G, C] block ids to [G, C * block_tokens, Hkv, D]."""
-    return cache[table.long()].flatten(1, 2)
+def _gather_blocks(cache: Tensor, scales: Tensor | None, table: Tensor) -> Tensor:
+    """[G, C] block ids to [G, C * block_tokens, Hkv, D], times their scales if there are any."""
+    if scales is None:
+        return cache[table.long()].flatten(1, 2)
+    blocks = cache.view(torch.uint8)[table.long()].view(cache.dtype)
+    return at_least_float32(blocks.flatten(1, 2)) * scales[table.long()].flatten(1, 2)[..., None]
 
 
 def _attend(
@@ -185,19 +217,20 @@ def _attend(
     sequences, rows, query_heads, head_dim = queries.shape
     heads = keys.shape[2]
     # Query heads of one key-value head side by side: [G, Hkv, group * n, D].
-    grouped = queries.float().view(sequences, rows, heads, -1, head_dim).permute(0, 2, 3, 1, 4)
-    scores = grouped.flatten(2, 3) @ keys.float().permute(0, 2, 3, 1) * scale
+    wide = at_least_float32(queries)
+    grouped = wide.view(sequences, rows, heads, -1, head_dim).permute(0, 2, 3, 1, 4)
+    scores = grouped.flatten(2, 3) @ keys.to(wide.dtype).permute(0, 2, 3, 1) * scale
     scores = scores.view(sequences, query_heads, rows, -1)
     seen = first_positions[:, None] + torch.arange(keys.shape[1], device=keys.device)
     hidden = seen[:, None, :] > positions[:, :, None]
     if window is not None:
         hidden |= seen[:, None, :] <= positions[:, :, None] - window
     scores = scores.masked_fill(hidden[:, None], -math.inf)
-    sink = sinks.float()[None, :, None, None].expand(sequences, -1, rows, 1)
+    sink = sinks.to(wide.dtype)[None, :, None, None].expand(sequences, -1, rows, 1)
     weights = torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1]
     # A weight of 0 does not silence NaN, which a block's last owner may have left there.
     unseen = hidden.all(1)[:, :, None, None]
-    read = values.float().masked_fill(unseen, 0).transpose(1, 2)
+    read = values.to(wide.dtype).masked_fill(unseen, 0).transpose(1, 2)
     mixed = weights.reshape(sequences, heads, -1, keys.shape[1]) @ read
     return mixed.view(sequences, query_heads, rows, head_dim).transpose(1, 2)
 
@@ -208,7 +241,7 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, 
     Returns (experts [R, k] int64, best first, equal logits by lowest id; weights [R, k] float32,
     the softmax over those k logits). Logits are float32.
     """
-    logits = F.linear(x.float(), weight.float(), bias.float())
+    logits = F.linear(*(at_least_float32(tensor) for tensor in (x, weight, bias)))
     ordered, experts = logits.sort(dim=-1, descending=True, stable=True)
     return experts[:, :top_k], ordered[:, :top_k].softmax(-1)
 
@@ -229,6 +262,8 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tens
     A byte holds two e2m1 values, the earlier one in its low nibble; the scale is
     2 ** (byte - 127). Exact in float32 and bfloat16 (OCP MX specification 1.0).
     """
+    if dtype == torch.float64:
+        return dequantize_mxfp4(blocks, scales, torch.float32).double()
     pairs = _mxfp4_pairs(dtype, blocks.device).index_select(0, blocks.flatten().int())
     values = pairs.view(dtype).view(*scales.shape, MXFP4_BLOCK)
     ones = torch.ones(scales.shape, dtype=torch.float32, device=scales.device)
@@ -316,12 +351,12 @@ def expert_group_sums(
     """
     rows, top_k, hidden = outputs.shape
     ordered, slots = experts.sort(dim=-1)
-    terms = weights[..., None] * outputs.float()
+    terms = weights[..., None] * at_least_float32(outputs)
     terms = terms.gather(1, slots[..., None].expand(-1, -1, hidden))
     groups = ordered // group_experts - first
     # Terms of other ranks' groups end up in one more sum that is dropped.
     groups = groups.where((groups >= 0) & (groups < last - first), last - first)
-    sums = torch.zeros(last - first + 1, rows, hidden, dtype=torch.float32, device=outputs.device)
+    sums = terms.new_zeros(last - first + 1, rows, hidden)
     every_row = torch.arange(rows, device=outputs.device)
     for j in range(top_k):
         sums[groups[:, j], every_row] += terms[:, j]
