@@ -1,0 +1,30 @@
+"""The mixture of experts of one layer: what rows get from the experts that a rank holds."""
+
+from torch import Tensor
+
+from moeray.kernels import moe_few_rows, moe_many_rows
+from moeray.kernels.expert_weights import ExpertWeights
+
+
+def expert_sums(x: Tensor, experts: Tensor, weights: Tensor, held: ExpertWeights) -> Tensor:
+    """The weighted sum of each row's experts, of those held: [R, H] float32.
+
+    x [R, H] bfloat16; experts [R, 4] int64, ids among all E; weights [R, 4] float32: of gpt-oss's
+    four experts a row. With all experts held it is the layer's output. With some it is a subtree
+    sum in the fixed order of ``reference.combine``, so that ``reference.tree_sum`` over the ranks'
+    sums has the same bits at any number of ranks. Bitwise the same from run to run.
+
+    Raises ValueError for shapes that do not fit one another.
+    """
+    rows, top_k = experts.shape
+    if x.shape != (rows, held.gate_up.columns):
+        raise ValueError(f"x: [{rows}, {held.gate_up.columns}] expected, not {tuple(x.shape)}")
+    if weights.shape != experts.shape:
+        raise ValueError(f"weights: {tuple(experts.shape)} expected, not {tuple(weights.shape)}")
+    if top_k != 4:
+        raise ValueError(f"experts: 4 of each row expected, not {top_k}")
+    if rows == 0:
+        return x.new_empty(x.shape).float()
+    if rows <= moe_few_rows.MOST_ROWS:
+        return moe_few_rows.experts_few_rows(x, experts, weights, held)
+    return moe_many_rows.experts_many_rows(x, experts, weights, held)

@@ -1,0 +1,167 @@
+"""Products of bfloat16 rows with MXFP4 weights, in Triton: what the MoE kernels are made of.
+
+The weights are the first operand of the tensor cores and the rows the second: 64 weight rows fill
+an instruction however few rows there are, and the weights become bfloat16 in the registers from
+which the instruction takes them. ``mxfp4_layout.py`` describes the words.
+"""
+
+import triton
+from triton import language as tl
+
+from moeray.kernels.launch import INTERPRETED, wide
+
+
+@triton.jit
+def product(  # type: ignore[no-untyped-def]
+    x_ptrs,
+    some_x,
+    words_ptr,
+    factors_ptr,
+    n,
+    some_n,
+    acc,
+    first,
+    last,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """acc [BN, BM] float32 plus weights [BN, K] times rows [BM, K] of x, in part.
+
+    x_ptrs [BM] point to the beginnings of rows, words_ptr and factors_ptr to those of a matrix,
+    whose rows are n [BN]; what ``some_x`` or ``some_n`` leaves out counts as 0. Loads ``first`` to
+    ``last`` - 1 are made, of CHUNKS chunks of 64 values each (an even number); STAGES of them are
+    under way.
+    """
+    at = tl.arange(0, 16 * CHUNKS)
+    words_ptrs = words_ptr + n[:, None] * (K // 4) + at[None, :]
+    PAIRS: tl.constexpr = CHUNKS // 2
+    pairs = tl.arange(0, PAIRS)
+    factors_ptrs = factors_ptr + pairs[None, :] * N + n[:, None]
+    # One product of all of a load's values overlaps with the next load's conversion. Four products
+    # that each take a quarter need fewer registers: faster where programs are many and small.
+    IN_ORDER: tl.constexpr = acc.shape[1] >= 128 or acc.shape[1] == 8
+    k = tl.arange(0, 64 * CHUNKS) if IN_ORDER else at // 16 * 64 + at % 16
+    x_ptrs = x_ptrs[None, :] + k[:, None]
+    for load in tl.range(first, last, num_stages=STAGES):
+        # Where a row is no multiple of a load, the last one ends early.
+        some_words = some_n[:, None]
+        some_factors = some_n[:, None]
+        some_k = some_x[None, :]
+        if K // 64 % CHUNKS:
+            some_words = some_words & (load * (16 * CHUNKS) + at < K // 4)[None, :]
+            some_factors = some_factors & (load * PAIRS + pairs < (K + 127) // 128)[None, :]
+            some_k = some_k & (load * (64 * CHUNKS) + k < K)[:, None]
+        words = tl.load(words_ptrs + load * (16 * CHUNKS), mask=some_words, other=0)
+        factors = tl.load(factors_ptrs + load * (PAIRS * N), mask=some_factors, other=0)
+        values = weights(words, factors)
+        if IN_ORDER:
+            x = tl.load(x_ptrs + load * (64 * CHUNKS), mask=some_k, other=0.0)
+            acc = tl.dot(in_order(values), wide(x), acc)
+        else:
+            for i in tl.static_range(4):
+                places = x_ptrs + load * (64 * CHUNKS) + i * 16
+                acc = tl.dot(values[i], wide(tl.load(places, mask=some_k, other=0.0)), acc)
+    return acc
+
+
+@triton.jit
+def _repeated(even, odd):  # type: ignore[no-untyped-def]
+    """Factors, one for each word: those of even and of odd chunks, as a bfloat16's exponents in
+    their place, int32 [BN, C / 2] each, to [BN, 16 C].
+    """
+    BN: tl.constexpr = even.shape[0]
+    C: tl.constexpr = even.shape[1] * 2
+    exponents = tl.reshape(tl.join(even, odd), (BN, C))
+    if INTERPRETED:
+        # What a word's bits give is 2**126 times too small on a GPU, and right here.
+        factors = tl.exp2((exponents >> 7).to(tl.float32) - 253)
+    else:
+        factors = exponents.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return tl.reshape(tl.broadcast_to(factors[:, :, None], (BN, C, 16)), (BN, C * 16))
+
+
+@triton.jit
+def weights(words, factors):  # type: ignore[no-untyped-def]
+    """The four values of each word: four tensors of the words' shape [BN, 16 C], bfloat16 (float32
+    where interpreted). factors int32 [BN, C / 2]: four bytes, of two chunks in turn that of the
+    first two values and that of the others.
+    """
+    low = _repeated((factors & 0xFF) << 7, (factors >> 9) & 0x7F80)
+    high = _repeated((factors >> 1) & 0x7F80, (factors >> 17) & 0x7F80)
+    if INTERPRETED:
+        bits = words.to(tl.int32)
+        w0 = _e2m1(bits >> 15, bits >> 6) * low
+        w1 = _e2m1(bits >> 12, bits >> 3) * low
+        w2 = _e2m1(bits >> 9, bits) * high
+        w3 = _e2m1(bits >> 14, ((bits >> 10) & 3) << 1 | (bits >> 13) & 1) * high
+        return w0, w1, w2, w3
+    # Two words at once: 11 integer instructions and 4 products for 8 weights.
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 a, b, c, d, e, f;
+        and.b32 a, $4, 0x81C081C0;
+        shl.b32 b, $4, 3;
+        and.b32 b, b, 0x81C081C0;
+        shl.b32 c, $4, 6;
+        and.b32 c, c, 0x81C081C0;
+        shl.b32 d, $4, 1;
+        shr.u32 e, $4, 3;
+        shr.u32 f, $4, 7;
+        and.b32 d, d, 0x80008000;
+        and.b32 e, e, 0x01800180;
+        and.b32 f, f, 0x00400040;
+        or.b32 d, d, e;
+        or.b32 d, d, f;
+        mul.rn.bf16x2 $0, a, $5;
+        mul.rn.bf16x2 $1, b, $5;
+        mul.rn.bf16x2 $2, c, $6;
+        mul.rn.bf16x2 $3, d, $6;
+        }
+        """,
+        "=r,=r,=r,=r,r,r,r",
+        [words, low, high],
+        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
+def in_order(values):  # type: ignore[no-untyped-def]
+    """The words' four values [BN, 16 C] in the order of the row, [BN, 64 C].
+
+    Every value stays in the register it is in: the first operand of the tensor cores repeats its
+    pattern of threads each 16 values.
+    """
+    BN: tl.constexpr = values[0].shape[0]
+    C: tl.constexpr = values[0].shape[1] // 16
+    fours = tl.join(tl.join(values[0], values[2]), tl.join(values[1], values[3]))
+    ordered = tl.permute(tl.reshape(fours, (BN, C, 16, 4)), (0, 1, 3, 2))
+    return tl.reshape(ordered, (BN, C * 64))
+
+
+@triton.jit
+def _e2m1(sign, magnitude):  # type: ignore[no-untyped-def]
+    """The value of an e2m1 number: bit 0 of ``sign``, bits 2 to 0 of ``magnitude``."""
+    exponent, mantissa = (magnitude >> 1) & 3, (magnitude & 1).to(tl.float32)
+    normal = (1 + mantissa / 2) * tl.exp2(exponent.to(tl.float32) - 1)
+    value = tl.where(exponent == 0, mantissa / 2, normal)
+    return tl.where((sign & 1) == 1, -value, value)
+
+
+@triton.jit
+def swiglu(gate_up, LIMIT: tl.constexpr, ALPHA: tl.constexpr):  # type: ignore[no-untyped-def]
+    """gpt-oss's clamped SwiGLU of [BN, BM] float32, rows in eights of gates and ups: [BN / 2, BM].
+
+    ``reference.clamped_swiglu`` has the formula.
+    """
+    BN: tl.constexpr = gate_up.shape[0]
+    BM: tl.constexpr = gate_up.shape[1]
+    eights = tl.reshape(gate_up, (BN // 16, 2, 8, BM))
+    gate, up = tl.split(tl.permute(eights, (0, 2, 3, 1)))
+    gate = tl.minimum(tl.reshape(gate, (BN // 2, BM)), LIMIT)
+    up = tl.clamp(tl.reshape(up, (BN // 2, BM)), -LIMIT, LIMIT)
+    return gate * tl.sigmoid(ALPHA * gate) * (up + 1)

@@ -1,0 +1,267 @@
+"""Which experts a row goes to, and which rows an expert gets.
+
+``route`` is the router: linear layer, top k and softmax. ``sort_choices`` puts the choices of many
+rows in the order of their experts, for products of many rows with one expert's weights; it is the
+same from run to run, because no atomics decide it.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from moeray.kernels.launch import (
+    dependent_launch,
+    let_successor_start,
+    wait_for_predecessor,
+    wide,
+)
+
+FEW_ROWS: Final = 16
+"""Rows up to which each logit is a sum of its own, without tensor cores."""
+_NONE: Final = tl.constexpr(-1)
+_SCANNED: Final = 2048
+"""Choices that a sorting program looks at together."""
+
+
+def route(
+    x: Tensor, weight: Tensor, bias: Tensor, top_k: int, *, tickets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k experts of each row of x [R, H], with router weight [E, H] and bias [E].
+
+    x and weight bfloat16, as in the checkpoint: their products are exact in float32, in which they
+    are added. k and E are powers of two, E up to 256. Returns (experts [R, k] int64, best first,
+    equal logits by lowest id; weights [R, k] float32, the softmax over those k logits). ValueError
+    for other shapes.
+
+    ``tickets`` int32 zeros [``FEW_ROWS``], kept between calls on one stream and left zero: with
+    them up to FEW_ROWS rows take one kernel, whose last program of a row chooses. Else two.
+    """
+    experts = weight.shape[0]
+    if x.shape[1] != weight.shape[1] or bias.shape != (experts,):
+        raise ValueError(f"weight: [{experts}, {x.shape[1]}] and bias [{experts}] expected")
+    if experts & (experts - 1) or not 16 <= experts <= 256 or top_k & (top_k - 1):
+        raise ValueError("weight, top_k: powers of two expected, 16 to 256 experts")
+    rows = len(x)
+    chosen = torch.empty((rows, top_k), dtype=torch.int64, device=x.device)
+    weights = torch.empty((rows, top_k), dtype=torch.float32, device=x.device)
+    if not rows:
+        return chosen, weights
+    logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
+    arguments = (x, weight, bias, logits)
+    if rows <= FEW_ROWS:
+        _few_logits[(experts // 4, rows)](
+            *arguments, chosen, weights, tickets, x.shape[1], experts, 4, top_k,
+            num_warps=4, **dependent_launch(),
+        )  # fmt: skip
+    else:
+        _many_logits[(triton.cdiv(rows, 32),)](
+            *arguments, rows, x.shape[1], experts, 32, num_warps=4, **dependent_launch()
+        )
+    if rows > FEW_ROWS or tickets is None:
+        _top_k[(triton.cdiv(rows, 4),)](
+            logits, chosen, weights, rows, experts, top_k, 4, num_warps=1, **dependent_launch()
+        )
+    return chosen, weights
+
+
+@triton.jit
+def _few_logits(  # type: ignore[no-untyped-def]
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    logits_ptr,
+    chosen_ptr,
+    weights_ptr,
+    tickets_ptr,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    BE: tl.constexpr,
+    TOP_K: tl.constexpr,
+):
+    """BE logits of one row: the experts' weights once through, without tensor cores."""
+    let_successor_start()
+    BLOCK: tl.constexpr = 1024
+    expert = tl.program_id(0) * BE + tl.arange(0, BE)
+    row = tl.program_id(1)
+    wait_for_predecessor()
+    total = tl.zeros((BE, BLOCK), tl.float32)
+    for start in tl.static_range(0, H, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        weight_at = weight_ptr + expert[:, None] * H + k[None, :]
+        weight = wide(tl.load(weight_at, mask=(k < H)[None, :], other=0.0)).to(tl.float32)
+        x = wide(tl.load(x_ptr + row * H + k, mask=k < H, other=0.0)).to(tl.float32)
+        total += weight * x[None, :]
+    logits = tl.sum(total, 1) + wide(tl.load(bias_ptr + expert)).to(tl.float32)
+    tl.store(logits_ptr + row * E + expert, logits)
+    if tickets_ptr is not None:
+        # What this program wrote must be seen by the one that takes the row's last ticket.
+        tl.debug_barrier()
+        if tl.atomic_add(tickets_ptr + row, 1, sem="acq_rel") == E // BE - 1:
+            tl.store(tickets_ptr + row, 0)
+            _choose(logits_ptr, chosen_ptr, weights_ptr, row + tl.arange(0, 1), E, TOP_K)
+
+
+@triton.jit
+def _many_logits(  # type: ignore[no-untyped-def]
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    logits_ptr,
+    rows,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    BR: tl.constexpr,
+):
+    """All logits of BR rows, on tensor cores."""
+    let_successor_start()
+    BLOCK: tl.constexpr = 64
+    expert = tl.arange(0, E)
+    row = tl.program_id(0) * BR + tl.arange(0, BR)
+    some = row < rows
+    wait_for_predecessor()
+    total = tl.zeros((BR, E), tl.float32)
+    for start in tl.range(0, H, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        keep = some[:, None] & (k < H)[None, :]
+        x = wide(tl.load(x_ptr + row[:, None] * H + k[None, :], mask=keep, other=0.0))
+        weight_at = weight_ptr + expert[None, :] * H + k[:, None]
+        weight = wide(tl.load(weight_at, mask=(k < H)[:, None], other=0.0))
+        total = tl.dot(x, weight, total)
+    total += wide(tl.load(bias_ptr + expert)).to(tl.float32)[None, :]
+    tl.store(logits_ptr + row[:, None] * E + expert[None, :], total, mask=some[:, None])
+
+
+@triton.jit
+def _top_k(  # type: ignore[no-untyped-def]
+    logits_ptr,
+    chosen_ptr,
+    weights_ptr,
+    rows,
+    E: tl.constexpr,
+    TOP_K: tl.constexpr,
+    BR: tl.constexpr,
+):
+    let_successor_start()
+    wait_for_predecessor()
+    # A row that is not there does the last one's work again.
+    row = tl.minimum(tl.program_id(0) * BR + tl.arange(0, BR), rows - 1)
+    _choose(logits_ptr, chosen_ptr, weights_ptr, row, E, TOP_K)
+
+
+@triton.jit
+def _choose(logits_ptr, chosen_ptr, weights_ptr, row, E: tl.constexpr, TOP_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The experts of rows [BR] and their weights, from the logits."""
+    BR: tl.constexpr = row.shape[0]
+    expert = tl.arange(0, E)
+    slots = tl.arange(0, TOP_K)
+    logits = tl.load(logits_ptr + row[:, None] * E + expert[None, :])
+    chosen = tl.zeros((BR, TOP_K), tl.int32)
+    best = tl.zeros((BR, TOP_K), tl.float32)
+    for p in tl.static_range(TOP_K):
+        greatest = tl.max(logits, 1)
+        first = tl.min(tl.where(logits == greatest[:, None], expert[None, :], E), 1)
+        chosen = tl.where(slots[None, :] == p, first[:, None], chosen)
+        best = tl.where(slots[None, :] == p, greatest[:, None], best)
+        logits = tl.where(expert[None, :] == first[:, None], float("-inf"), logits)
+    shares = tl.exp(best - tl.max(best, 1)[:, None])
+    # One after another: the order of a sum over the row would depend on how threads share it.
+    total = tl.zeros((BR,), tl.float32)
+    for p in tl.static_range(TOP_K):
+        total += tl.sum(tl.where(slots[None, :] == p, shares, 0.0), 1)
+    shares = shares / total[:, None]
+    places = row[:, None] * TOP_K + slots[None, :]
+    tl.store(chosen_ptr + places, chosen.to(tl.int64))
+    tl.store(weights_ptr + places, shares)
+
+
+class SortedChoices(NamedTuple):
+    """The choices of held experts in expert order, cut into tiles that each have one expert.
+
+    choices int32 [A]: index r k + j of choice j of row r; the first are those of held experts.
+    Tile t holds choices ``begins[t]`` to ``begins[t] + counts[t] - 1`` of expert ``experts[t]`` of
+    the held; int32 [T], T from shapes alone; a tile that is not needed has count 0.
+    """
+
+    choices: Tensor
+    experts: Tensor
+    begins: Tensor
+    counts: Tensor
+
+
+def sort_choices(experts: Tensor, *, first_expert: int, held: int, tile: int) -> SortedChoices:
+    """Sorts the choices experts [R, k] int64; held experts are first_expert to + held - 1.
+
+    One expert's choices stay in ascending order. ``tile`` is the most choices of one tile.
+    """
+    size = experts.numel()
+    most = size // tile + min(held, size)
+    device = experts.device
+    choices = torch.empty(size, dtype=torch.int32, device=device)
+    tiles = [torch.empty(most, dtype=torch.int32, device=device) for _ in range(3)]
+    _sort[(held,)](
+        experts, choices, *tiles, size, most, first_expert, held, tile,
+        max(16, triton.next_power_of_2(held)), min(_SCANNED, triton.next_power_of_2(size)),
+        num_warps=8, **dependent_launch(),
+    )  # fmt: skip
+    return SortedChoices(choices, *tiles)
+
+
+@triton.jit
+def _sort(  # type: ignore[no-untyped-def]
+    experts_ptr,
+    choices_ptr,
+    expert_ptr,
+    begin_ptr,
+    count_ptr,
+    size,
+    most,
+    first_expert,
+    held,
+    TILE: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program for each held expert: counts all choices, then places its own."""
+    let_successor_start()
+    wait_for_predecessor()
+    own = tl.program_id(0)
+    bins = tl.arange(0, BINS)
+    counts = tl.zeros((BINS,), tl.int32)
+    for start in tl.range(0, size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        local = tl.load(experts_ptr + at, mask=at < size, other=_NONE).to(tl.int32) - first_expert
+        inside = (at < size) & (local >= 0) & (local < held)
+        counts += tl.histogram(tl.where(inside, local, 0), BINS, mask=inside)
+    place = tl.sum(tl.where(bins < own, counts, 0))
+    begin = place
+    for start in tl.range(0, size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        local = tl.load(experts_ptr + at, mask=at < size, other=_NONE).to(tl.int32) - first_expert
+        mine = ((at < size) & (local == own)).to(tl.int32)
+        rank = tl.cumsum(mine) - 1
+        tl.store(choices_ptr + place + rank, at, mask=mine == 1)
+        place += tl.sum(mine)
+    tiles = (counts + (TILE - 1)) // TILE
+    _write_tiles(expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, place, TILE)
+    if own == 0:
+        for start in tl.range(tl.sum(tiles), most, BINS):
+            tl.store(count_ptr + start + bins, 0, mask=start + bins < most)
+
+
+@triton.jit
+def _write_tiles(  # type: ignore[no-untyped-def]
+    expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, end, TILE: tl.constexpr
+):
+    """The tiles of expert ``own``, whose choices are begin to end - 1 of the sorted ones."""
+    BINS: tl.constexpr = bins.shape[0]
+    first = tl.sum(tl.where(bins < own, tiles, 0))
+    number = tl.sum(tl.where(bins == own, tiles, 0))
+    for start in tl.range(0, number, BINS):
+        t = start + bins
+        tl.store(expert_ptr + first + t, own + tl.zeros((BINS,), tl.int32), mask=t < number)
+        tl.store(begin_ptr + first + t, begin + t * TILE, mask=t < number)
+        left = tl.minimum(end - begin - t * TILE, TILE)
+        tl.store(count_ptr + first + t, left, mask=t < number)

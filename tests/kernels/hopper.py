@@ -1,0 +1,82 @@
+"""Compiles the MoE kernels for Hopper, on a machine without a GPU, and says what came out.
+
+Run as ``python -m tests.kernels.hopper`` without TRITON_INTERPRET: prints a JSON object with, for
+each kernel, its registers, what it spilled, and its tensor-core instructions.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from moeray.kernels.moe_few_rows import _hidden_values
+from moeray.kernels.moe_many_rows import _grouped_product
+
+HOPPER = GPUTarget("cuda", 90, 32)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {
+    "x_ptr": "*bf16",
+    "experts_ptr": "*i64",
+    "words_ptr": "*i16",
+    "factors_ptr": "*i32",
+    "bias_ptr": "*bf16",
+    "hidden_ptr": "*bf16",
+    "out_ptr": "*bf16",
+    "choices_ptr": "*i32",
+    "expert_ptr": "*i32",
+    "begin_ptr": "*i32",
+    "count_ptr": "*i32",
+    "first_expert": "i32",
+    "held": "i32",
+}
+SHARED = {"N": 5760, "K": 2880, "LIMIT": 7.0, "ALPHA": 1.702}
+FEW = SHARED | {"A": 4, "TOP_K": 4, "CHOSEN": 4, "BM": 8, "BN": 64, "CHUNKS": 4, "STAGES": 6}
+MANY = SHARED | {"DIVIDE": 4, "GATED": True, "BN": 128, "CHUNKS": 2, "STAGES": 3}
+KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
+    "few rows": (_hidden_values, FEW, 4),
+    "many rows, 64": (_grouped_product, MANY | {"BM": 64}, 4),
+    "many rows, 128": (_grouped_product, MANY | {"BM": 128}, 4),
+}
+"""Kernel, constants, warps."""
+
+
+def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> dict[str, int]:
+    signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, kind in enumerate(signature.values())
+        if kind.startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": warps, "launch_pdl": True}
+    cubin = triton.compile(source, target=HOPPER, options=options).asm["cubin"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "from registers": len(re.findall(r"HGMMA\.\S+ R\d+, R\d+, gdesc", code)),
+        "from shared memory": len(re.findall(r"HGMMA\.\S+ R\d+, gdesc", code)),
+        "of a warp": len(re.findall(r"\bHMMA\.", code)),
+    }
+
+
+def _tool(name: str, *arguments: str) -> str:
+    done = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: compiled(*kernel) for name, kernel in KERNELS.items()}))

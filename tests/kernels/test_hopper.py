@@ -1,0 +1,19 @@
+"""What the interpreter cannot show: that the kernels compile for Hopper as they are meant to."""
+
+import json
+import os
+import subprocess
+import sys
+
+
+def test_weights_go_from_registers_to_tensor_cores() -> None:
+    """And nothing is spilled. In a process of its own: here kernels may be interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.hopper"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    kernels = json.loads(done.stdout)
+    assert kernels["few rows"]["of a warp"] > 0
+    for name, kernel in kernels.items():
+        assert (kernel["stack"], kernel["spills"], kernel["from shared memory"]) == (0, 0, 0), name
+        if name != "few rows":
+            assert kernel["from registers"] > 0, name

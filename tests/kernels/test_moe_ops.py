@@ -1,0 +1,134 @@
+"""The experts' sums: the same bits from run to run and at any number of ranks; bad input."""
+
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moeray.kernels import reference
+from moeray.kernels.expert_weights import ExpertWeights
+from moeray.kernels.moe import expert_sums
+from moeray.kernels.moe_few_rows import FewRowsConfig, experts_few_rows
+from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
+from moeray.kernels.mxfp4_layout import pack_mxfp4
+from moeray.kernels.routing import FEW_ROWS, route, sort_choices
+from tests.kernels.moe_cases import ALPHA, LIMIT, layer, spread
+from tests.kernels.op_cases import Draw
+
+SIZE = (8, 64, 64)
+"""Experts, hidden, width."""
+FEW, MANY = FewRowsConfig(chunks=2, stages=2, down_splits=1), ManyRowsConfig(16, 64, 2, 2, 4)
+
+
+def case(device: torch.device, rows: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    draw = Draw.of("moe", device)
+    x = draw.normal(rows, SIZE[1], dtype=draw.bfloat16)
+    weights = torch.rand((rows, 4), generator=draw.generator).softmax(-1).to(device)
+    return x, spread(draw, rows, SIZE[0]), weights, layer(draw, SIZE)
+
+
+def packed(
+    tensors: dict[str, Tensor], rank: int = 0, ranks: int = 1, **changed: Any
+) -> ExpertWeights:
+    each = SIZE[0] // ranks
+    held = {name: tensor[rank * each :][:each] for name, tensor in tensors.items()}
+    options = {"first_expert": rank * each, "group_experts": 1, "limit": LIMIT, "alpha": ALPHA}
+    return ExpertWeights.pack(**held, **(options | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("few", [True, False])
+def test_any_number_of_ranks_gives_the_same_bits(
+    device: torch.device, ranks: int, few: bool
+) -> None:
+    x, experts, weights, tensors = case(device, 2)
+
+    def sums(held: ExpertWeights) -> Tensor:
+        if few:
+            return experts_few_rows(x, experts, weights, held, config=FEW)
+        return experts_many_rows(x, experts, weights, held, config=MANY)
+
+    shares = torch.stack([sums(packed(tensors, rank, ranks)) for rank in range(ranks)])
+    assert torch.equal(reference.tree_sum(shares), sums(packed(tensors)))
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_every_run_gives_the_same_bits(device: torch.device, rows: int) -> None:
+    x, experts, weights, tensors = case(device, rows)
+    held = packed(tensors)
+    first = expert_sums(x, experts, weights, held)
+    assert torch.equal(expert_sums(x, experts, weights, held), first)
+    # The last program of a tile counts on it.
+    assert not held.tickets(SIZE[1]).any()
+
+
+def test_no_rows_give_no_sums(device: torch.device) -> None:
+    x, experts, weights, tensors = case(device, 1)
+    got = expert_sums(x[:0], experts[:0], weights[:0], packed(tensors))
+    assert got.shape == (0, SIZE[1])
+    assert got.dtype == torch.float32
+    router = x.new_zeros(16, SIZE[1])
+    assert [len(t) for t in route(x[:0], router, router[:, 0], 4)] == [0, 0]
+
+
+@pytest.mark.parametrize("tile", [4, 64])
+def test_sorted_choices_are_all_and_in_order(device: torch.device, tile: int) -> None:
+    draw = Draw.of("sort", device)
+    experts = spread(draw, 50, 16)
+    got = sort_choices(experts, first_expert=4, held=8, tile=tile)
+    ids = experts.flatten()
+    want = [[c for c in range(ids.numel()) if ids[c] == e] for e in range(4, 12)]
+    in_order = list(chain.from_iterable(want))
+    assert got.choices[: len(in_order)].tolist() == in_order
+    tiles = zip(got.experts.tolist(), got.begins.tolist(), got.counts.tolist(), strict=True)
+    found: dict[int, list[int]] = {}
+    for expert, begin, count in tiles:
+        if count:
+            found.setdefault(expert, []).extend(got.choices[begin : begin + count].tolist())
+            assert count <= tile
+    assert [found.get(e, []) for e in range(8)] == want
+
+
+def test_bad_shapes_are_named(device: torch.device) -> None:
+    x, experts, weights, tensors = case(device, 2)
+    held = packed(tensors)
+    with pytest.raises(ValueError, match=r"^x: \[2, 64\] expected"):
+        expert_sums(x[:, :32], experts, weights, held)
+    with pytest.raises(ValueError, match=r"^weights: "):
+        expert_sums(x, experts, weights[:1], held)
+    with pytest.raises(ValueError, match=r"^experts: 4 "):
+        expert_sums(x, experts[:, :2], weights[:, :2], held)
+    with pytest.raises(ValueError, match=r"^gate_up_blocks: experts 1 to 8 "):
+        packed(tensors, first_expert=1)
+    with pytest.raises(ValueError, match=r"^weight: "):
+        route(x, x.new_zeros(16, 32), x.new_zeros(16), 4)
+    with pytest.raises(ValueError, match=r"^weight, top_k: "):
+        route(x, x.new_zeros(12, 64), x.new_zeros(12), 4)
+
+
+def test_weights_that_do_not_fit_the_layout_are_refused(device: torch.device) -> None:
+    blocks = torch.zeros((2, 16, 2, 16), dtype=torch.uint8, device=device)
+    scales = torch.full((2, 16, 2), 120, dtype=torch.uint8, device=device)
+    with pytest.raises(ValueError, match=r"^scales: one is above 2\.0"):
+        pack_mxfp4(blocks, scales + 9, paired=False)
+    with pytest.raises(ValueError, match=r"^blocks: rows of a multiple of 64"):
+        pack_mxfp4(blocks[:, :, :1], scales[:, :, :1], paired=False)
+    with pytest.raises(ValueError, match=r"^blocks: a multiple of 8 pairs"):
+        pack_mxfp4(blocks[:, :8], scales[:, :8], paired=True)
+    with pytest.raises(ValueError, match=r"^scales: uint8"):
+        pack_mxfp4(blocks, scales[:, :8], paired=True)
+    with pytest.raises(ValueError, match=r"^blocks: uint8"):
+        pack_mxfp4(blocks.float(), scales, paired=True)
+
+
+def test_tickets_are_as_many_as_few_rows(device: torch.device) -> None:
+    draw = Draw.of("tickets", device)
+    x = draw.normal(FEW_ROWS, 64, dtype=draw.bfloat16)
+    weight, bias = draw.normal(16, 64, dtype=draw.bfloat16), draw.normal(16, dtype=draw.bfloat16)
+    tickets = torch.zeros(FEW_ROWS, dtype=torch.int32, device=device)
+    with_tickets = route(x, weight, bias, 4, tickets=tickets)
+    without = route(x, weight, bias, 4)
+    assert all(map(torch.equal, with_tickets, without))
