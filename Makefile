@@ -16,11 +16,12 @@ TEST_PROCESSES ?= 2
 # The embedded checkpoint of demo and tests stays inside the repository.
 export MOERAY_CACHE_DIR ?= $(CURDIR)/.cache/moeray
 
-.PHONY: help setup demo test lint proto clean FORCE
+.PHONY: help setup demo test test-gpu bench-kernels sanitize-kernels lint proto clean FORCE
 
 help:
 	@echo "make demo    install, start a two-rank cluster, ask it three questions, stop it"
 	@echo "make test    lint, types and all tests"
+	@echo "make test-gpu    kernels at full size;   make bench-kernels   against the hardware's limit"
 	@echo "make setup   make .venv and install;   make lint   ruff, mypy, buf;   make proto   protoc"
 
 setup: $(VENV)/installed
@@ -47,6 +48,18 @@ demo: setup
 test: lint
 	$(BIN)/pytest -m 'not cluster' -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 	$(BIN)/pytest -m cluster $(PYTEST_FLAGS)
+
+# The rest needs a GPU. Elsewhere kernels run under Triton's interpreter, in small.
+test-gpu: setup
+	$(BIN)/pytest -n 8 tests/kernels $(PYTEST_FLAGS)
+
+bench-kernels: setup
+	$(BIN)/python -m tests.bench.kernels --json tests/bench/results/kernels.json
+
+sanitize-kernels: export PYTORCH_NO_CUDA_MEMORY_CACHING = 1
+sanitize-kernels: setup
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/pytest -m 'not gpu' tests/kernels/test_ops.py
+	compute-sanitizer --tool racecheck $(BIN)/pytest -m 'not gpu' tests/kernels/test_ops.py
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,0 +1,133 @@
+"""Times of the MoE kernels by configuration: what the tables in kernels/moe_*_rows.py come from.
+
+``python -m tests.bench.kernels.moe_sweep [--models 20b 120b] [--rows 1 8 ...] [--best 4]``. Router
+and experts, as ``tests.bench.kernels.moe`` measures them. First all configurations are compiled, in
+parallel; one that does not fit the GPU's shared memory is left out.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from moeray.kernels.expert_weights import ExpertWeights
+from moeray.kernels.moe_few_rows import MOST_ROWS, FewRowsConfig, experts_few_rows
+from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
+from tests.bench.kernels.models import MODELS, Dimensions
+from tests.bench.kernels.moe import COPIES, Layer, benchmark, routed, rows_of
+from tests.bench.kernels.timing import microseconds
+
+Config = FewRowsConfig | ManyRowsConfig
+
+FEW = (
+    (32, 4, 4, 2, 2),
+    (32, 4, 6, 2, 2),
+    (64, 4, 3, 1),
+    (64, 4, 4, 2),
+    (64, 4, 6, 2),
+    (64, 2, 8, 2),
+    (128, 4, 3, 1),
+)
+MANY: dict[int, tuple[tuple[int, ...], ...]] = {
+    16: ((64, 4, 2, 4), (64, 4, 3, 4), (64, 4, 4, 4), (64, 2, 4, 4), (128, 2, 3, 4)),
+    32: ((64, 4, 3, 4), (64, 2, 4, 4), (128, 2, 3, 4), (128, 2, 4, 4), (128, 4, 2, 4)),
+    64: ((128, 2, 2, 4), (128, 2, 3, 4), (256, 2, 3, 8), (128, 4, 2, 4)),
+    128: ((128, 2, 2, 4), (128, 2, 3, 4), (128, 2, 4, 4), (128, 2, 3, 8), (256, 2, 3, 8),
+          (256, 2, 4, 8)),
+    256: ((128, 2, 2, 8), (128, 2, 3, 8)),
+}  # fmt: skip
+"""By choices of a program: weight rows, chunks, stages, warps, registers."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=[model.name for model in MODELS])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32, 128, 256, 1024, 8192])
+    parser.add_argument("--best", type=int, default=4)
+    parser.add_argument("--processes", type=int, default=14)
+    options = parser.parse_args()
+    models = [model for model in MODELS if model.name in options.models]
+    compile_all(models, options.rows, options.processes)
+    for model in models:
+        layers = [Layer.random(model, seed) for seed in range(COPIES)]
+        held = [layer.packed() for layer in layers]
+        for rows in options.rows:
+            _report(model, layers, held, rows, options.best)
+
+
+def compile_all(models: Sequence[Dimensions], rows: Sequence[int], processes: int) -> None:
+    """Fills Triton's cache, in parallel: compiling takes longer than measuring."""
+    jobs = [
+        (model, count, config)
+        for model in models
+        for count in rows
+        for config in configs(count, count * model.top_k / model.experts)
+    ]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        list(pool.map(_compile, *zip(*jobs, strict=True)))
+
+
+def configs(rows: int, choices_per_expert: float) -> Iterator[Config]:
+    if rows <= MOST_ROWS:
+        for choice in FEW:
+            yield FewRowsConfig(*choice)
+    for height, choices in MANY.items():
+        least = 0 if height == 16 else height / 3
+        if least <= choices_per_expert <= height or choices_per_expert > height >= 128:
+            for choice in choices:
+                yield ManyRowsConfig(height, *choice)
+
+
+def _report(
+    model: Dimensions, layers: list[Layer], held: list[ExpertWeights], rows: int, best: int
+) -> None:
+    floor = benchmark(model, layers, held, rows, None).floor_us
+    timed = []
+    inputs = rows_of(model, rows)
+    for config in configs(rows, rows * model.top_k / model.experts):
+        time = _time(layers, held, inputs, config)
+        if time is not None:
+            timed.append((time, config))
+    for time, config in sorted(timed, key=lambda pair: pair[0])[:best]:
+        print(f"{model.name} {rows:5} {time:9.1f} us {floor / time:5.2f} {config}", flush=True)
+
+
+def _compile(model: Dimensions, rows: int, config: Config) -> None:
+    layer = Layer.random(model, 0)
+    try:
+        _run(layer, layer.packed(), rows_of(model, rows)[0], config)
+    except OutOfResources:
+        return
+    finally:
+        del layer
+        torch.cuda.empty_cache()
+
+
+def _time(
+    layers: Sequence[Layer], held: Sequence[ExpertWeights], inputs: Sequence[Tensor], config: Config
+) -> float | None:
+    try:
+        return microseconds(
+            [
+                partial(_run, layers[i % COPIES], held[i % COPIES], x, config)
+                for i, x in enumerate(inputs)
+            ]
+        )
+    except OutOfResources:
+        return None
+
+
+def _run(layer: Layer, held: ExpertWeights, x: Tensor, config: Config) -> Tensor:
+    experts, weights = routed(layer, x)
+    if isinstance(config, FewRowsConfig):
+        return experts_few_rows(x, experts, weights, held, config=config)
+    return experts_many_rows(x, experts, weights, held, config=config)
+
+
+if __name__ == "__main__":
+    main()
