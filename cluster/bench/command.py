@@ -1,7 +1,6 @@
 """``moeray bench``: drive a running server over gRPC and report how it did."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +23,7 @@ from moeray.cluster.bench.run import Limits
 from moeray.cluster.bench.session import Interrupted, Plan, run_session
 from moeray.cluster.client import ClientError
 from moeray.cluster.generate_options import DEFAULT_TARGET, Target
+from moeray.cluster.report_files import check_report_file, write_report
 from moeray.cluster.terminal import complain, fail
 
 DEFAULT_CONCURRENCY: Final = 32
@@ -218,12 +218,8 @@ def _above_0(flag: str, number: float | None) -> float | None:
 
 def _check_files(json_file: Path | None, html_file: Path | None) -> None:
     """What cannot be written at the end is refused at the start."""
-    for flag, path in (("--json", json_file), ("--html", html_file)):
-        if path is None:
-            continue
-        folder = path.absolute().parent
-        if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-            raise typer.BadParameter(f"{path} cannot be written", param_hint=flag)
+    check_report_file(json_file, "--json")
+    check_report_file(html_file, "--html")
     if html_file is not None and find_spec("matplotlib") is None:
         fail("--html needs matplotlib: pip install 'moeray[bench]'")
 
@@ -243,12 +239,12 @@ def _conclude(report: BenchReport, json_file: Path | None, html_file: Path | Non
     """Print and write, then leave with the right status."""
     print_report(report, Console(highlight=False))
     if json_file is not None:
-        report.write_json(json_file)
+        write_report(json_file, report.to_json())
     if html_file is not None:
         # Imports matplotlib.
-        from moeray.cluster.bench.html import write_html
+        from moeray.cluster.bench.html import page
 
-        write_html(report, html_file)
+        write_report(html_file, page(report))
     if report.interrupted:
         raise typer.Exit(INTERRUPTED_STATUS)
     if not report.records:

@@ -3,7 +3,6 @@ anywhere. Every text is escaped; names and errors come from a server that may wr
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, Final
 
 from moeray.cluster.bench import plots
@@ -41,11 +40,6 @@ th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(-
 th:first-child, td:first-child { text-align: left; }
 .pairs td { text-align: left; } th { color: var(--soft); font-weight: 600; }
 """
-
-
-def write_html(report: BenchReport, path: Path) -> None:
-    """Write the page."""
-    path.write_text(page(report), encoding="utf-8")
 
 
 def page(report: BenchReport) -> str:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from rich.box import SIMPLE
@@ -86,9 +85,6 @@ class BenchReport:
             **asdict(self),
         }
         return json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def write_json(self, path: Path) -> None:
-        path.write_text(self.to_json(), encoding="utf-8")
 
 
 def print_report(report: BenchReport, console: Console) -> None:

@@ -1,6 +1,5 @@
 """``moeray eval``: ask a served model problems whose answers are known, and report how it did."""
 
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from moeray.cluster.client import Client, ClientError, user_request
 from moeray.cluster.config import SettingsError, load_settings
+from moeray.cluster.report_files import check_report_file, write_report
 from moeray.cluster.stop_signals import StopSignals
 from moeray.cluster.terminal import complain, fail
 
@@ -74,7 +74,7 @@ def tiny(
     """
     if target is not None and ranks is not None:
         raise typer.BadParameter("a running server has its own ranks", param_hint="--ranks")
-    _check_file(json_file)
+    check_report_file(json_file, "--json")
     settings = {
         "target": target,
         "ranks": ranks if target else ranks or 1,
@@ -92,17 +92,6 @@ def tiny(
     except KeyboardInterrupt:
         complain("interrupted")
         raise typer.Exit(INTERRUPTED_STATUS) from None
-
-
-def _check_file(path: Path | None) -> None:
-    """What cannot be written at the end is refused at the start."""
-    if path is None:
-        return
-    path = path.resolve()
-    # The file is replaced as a whole: a device would be too.
-    writable = os.access(path.parent, os.W_OK) and (path.is_file() or not path.exists())
-    if not writable or not path.parent.is_dir():
-        raise typer.BadParameter(f"{path} cannot be written", param_hint="--json")
 
 
 @contextmanager
@@ -176,10 +165,7 @@ def _conclude(report: "EvalReport", json_file: Path | None) -> None:
         raise typer.Exit(INTERRUPTED_STATUS)
     print_report(report, Console(highlight=False))
     if json_file is not None:
-        try:
-            report.write_json(json_file)
-        except OSError as error:
-            fail(f"{json_file} could not be written: {error}")
+        write_report(json_file, report.to_json())
     if report.ended_early == "interrupted":
         complain("interrupted: the figures are partial")
         raise typer.Exit(INTERRUPTED_STATUS)

@@ -1,12 +1,9 @@
 """The results of ``moeray eval tiny`` as tables, and everything that is known of a run as JSON."""
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -99,20 +96,6 @@ class EvalReport:
             "failures": list(_failures(self.trials)),
         }
         return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-
-    def write_json(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        path = path.resolve()
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                file.write(self.to_json())
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
 
 
 def print_report(report: EvalReport, console: Console) -> None:

@@ -4,12 +4,11 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from moeray.cluster.bench.html import page, write_html
+from moeray.cluster.bench.html import page
 from moeray.cluster.bench.record import INTERRUPTED, RequestRecord
 from moeray.cluster.bench.report import SCHEMA, BenchReport, print_report
 from moeray.cluster.bench.run import ClientHealth
@@ -63,11 +62,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_json_holds_everything(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+def test_json_holds_everything() -> None:
     shown = report(*some_records())
-    shown.write_json(path)
-    written = json.loads(path.read_text(encoding="utf-8"))
+    written = json.loads(shown.to_json())
     assert written["schema"] == SCHEMA == "moeray.bench/1"
     assert set(written) == {
         "schema", "definitions", "warnings", "settings", "environment", "interrupted", "client",
@@ -157,8 +154,7 @@ def test_what_others_wrote_is_escaped() -> None:
 
 
 @pytest.mark.parametrize("records", [[], [record(status="UNAVAILABLE", error="x")]])
-def test_a_run_without_answers_has_a_page_too(records: list[RequestRecord], tmp_path: Path) -> None:
+def test_a_run_without_answers_has_a_page_too(records: list[RequestRecord]) -> None:
     shown = report(*records)
-    write_html(shown, tmp_path / "page.html")
-    Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    Page(page(shown))
     assert "TTFT" in printed(shown)

@@ -96,7 +96,6 @@ def test_another_seed_asks_other_problems(service: FakeInference) -> None:
         (("--concurrency", "0"), "--concurrency"),
         (("--target", "127.0.0.1:1", "--ranks", "2"), "--ranks"),
         (("--json", "/nowhere/at/all.json"), "--json"),
-        (("--json", "/dev/null"), "--json"),
         (("--json", "/tmp"), "--json"),
         (("--efort", "low"), "--efort"),
     ],
