@@ -75,7 +75,14 @@ def experts_many_rows(
         limit=held.limit, alpha=held.alpha,
     )  # fmt: skip
     _grouped(hidden, held.down, held.down_bias, outputs, tiles, config, divide=1)
-    return _combined(outputs, experts, weights, held)
+    return combined(
+        outputs,
+        experts,
+        weights,
+        first_group=held.first_expert // held.group_experts,
+        groups=held.groups,
+        group_experts=held.group_experts,
+    )
 
 
 def _grouped(
@@ -180,15 +187,26 @@ def _grouped_product(  # type: ignore[no-untyped-def]
         tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=keep)
 
 
-def _combined(outputs: Tensor, experts: Tensor, weights: Tensor, held: ExpertWeights) -> Tensor:
+def combined(
+    outputs: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    *,
+    first_group: int,
+    groups: int,
+    group_experts: int,
+) -> Tensor:
+    """``reference.combine`` of outputs [4 R, H], choice after choice: [R, H] float32.
+
+    Outputs of experts outside of groups first_group to first_group + groups - 1 are not read.
+    """
     rows = len(experts)
     columns = outputs.shape[1]
     sums = torch.empty((rows, columns), dtype=torch.float32, device=outputs.device)
     block = min(_COMBINED_COLUMNS, triton.next_power_of_2(columns))
     _combine[(rows, triton.cdiv(columns, block))](
-        outputs, experts, weights, sums, held.first_expert // held.group_experts, columns,
-        held.group_experts, held.groups, block, enable_fp_fusion=False,
-        **dependent_launch(),
+        outputs, experts, weights, sums, first_group, columns, group_experts, groups, block,
+        enable_fp_fusion=False, **dependent_launch(),
     )  # fmt: skip
     return sums
 

@@ -11,7 +11,7 @@ from moeray.kernels import reference
 from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.moe import expert_sums
 from moeray.kernels.moe_few_rows import FewRowsConfig, experts_few_rows
-from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
+from moeray.kernels.moe_many_rows import ManyRowsConfig, combined, experts_many_rows
 from moeray.kernels.mxfp4_layout import pack_mxfp4
 from moeray.kernels.routing import FEW_ROWS, route, sort_choices
 from tests.kernels.moe_cases import ALPHA, LIMIT, layer, spread
@@ -53,6 +53,26 @@ def test_any_number_of_ranks_gives_the_same_bits(
 
     shares = torch.stack([sums(packed(tensors, rank, ranks)) for rank in range(ranks)])
     assert torch.equal(reference.tree_sum(shares), sums(packed(tensors)))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_terms_are_added_in_the_order_of_the_reference(device: torch.device, ranks: int) -> None:
+    """Bit for bit, over many orders of magnitude, so that any other order shows."""
+    draw = Draw.of("order", device)
+    rows, columns = 12, 40
+    outputs = draw.normal(rows, 4, columns, dtype=torch.float32)
+    outputs *= 10.0 ** draw.integers(-4, 5, *outputs.shape)
+    experts = spread(draw, rows, 32)
+    weights = torch.rand((rows, 4), generator=draw.generator).to(device)
+    for first in range(0, 8, 8 // ranks):
+        last = first + 8 // ranks
+        want = reference.combine(outputs, experts, weights, group_experts=4, first=first, last=last)
+        got = combined(
+            outputs.flatten(0, 1), experts, weights, first_group=first, groups=last - first,
+            group_experts=4,
+        )  # fmt: skip
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("rows", [1, 9])

@@ -91,6 +91,20 @@ CASES = (
     case("top-p", rows_of(6, 515, top_p=(0.5, 1.0, 0.9, 1e-9, 0.9999))),
     case("min-p", rows_of(6, 515, min_p=(0.5, 0.0, 0.05, 1.0))),
     case("mixed-masked", rows_of(8, 517, masked=True, **MIXED)),
+    # Flat rows whose winner a filter mostly drops: all that a second reading decides.
+    case(
+        "second-reading",
+        rows_of(
+            20,
+            200,
+            spread=1.0,
+            step=0.125,
+            temperature=(1.0, 2.0, 0.5),
+            top_k=(20, 60, 0, 90),
+            top_p=(0.5, 0.8, 1.0),
+            min_p=(0.1, 0.4, 0.2, 0.0, 0.6),
+        ),
+    ),
     case("all-equal", rows_of(3, 300, spread=0.0, top_k=(0, 9), top_p=(0.1, 0.3, 1.0))),
     case("beyond-bins", rows_of(3, 300, shift=150.0, top_k=(9,), top_p=(0.7,))),
     case("below-head", rows_of(3, 200, spread=30.0, top_p=(1 - 2**-16,), top_k=(0, 190))),
