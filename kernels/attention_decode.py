@@ -123,7 +123,7 @@ def decode_attention(
         block_table.stride(0),
         first_blocks,
         sinks,
-        scale * LOG2_E,
+        scale * LOG2_E.value,
         config.splits,
         WINDOW=window or 0,
         GROUP=shape.group,
@@ -207,7 +207,7 @@ def _decode(  # type: ignore[no-untyped-def]
     heads = tl.arange(0, HEADS_PADDED)
     dims = tl.arange(0, HEAD_DIM)
     sinks = wide(tl.load(sinks_ptr + kv_head * GROUP + heads, mask=heads < GROUP, other=0.0))
-    sinks = sinks.to(tl.float32) * 1.4426950408889634
+    sinks = sinks.to(tl.float32) * LOG2_E
     out_ptrs = (
         out_ptr
         + (row.to(tl.int64) * KV_HEADS + kv_head) * (GROUP * HEAD_DIM)

@@ -15,7 +15,7 @@ from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED, wide
 
-LOG2_E = math.log2(math.e)
+LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

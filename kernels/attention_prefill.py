@@ -146,7 +146,7 @@ def prefill_attention(
         block_table.stride(0),
         first_blocks,
         sinks,
-        scale * LOG2_E,
+        scale * LOG2_E.value,
         WINDOW=window or 0,
         GROUP=shape.group,
         HEADS_PADDED=heads_padded,
@@ -231,7 +231,7 @@ def _prefill(  # type: ignore[no-untyped-def]
     heads = lanes % HEADS_PADDED
     dims = tl.arange(0, HEAD_DIM)
     sinks = wide(tl.load(sinks_ptr + kv_head * GROUP + heads, mask=heads < GROUP, other=0.0))
-    sinks = sinks.to(tl.float32) * 1.4426950408889634
+    sinks = sinks.to(tl.float32) * LOG2_E
     wait_for_predecessor()
     sequence, start, end, place = _owner(
         tile, row_starts_ptr, sequences, rows, TILE_ROWS, SEQUENCES

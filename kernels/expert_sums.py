@@ -64,8 +64,8 @@ def tree_of_groups(  # type: ignore[no-untyped-def]
         a, b = _added(a, at_a >> level, b, at_b >> level)
         b, c = _added(b, at_b >> level, c, at_c >> level)
         c, d = _added(c, at_c >> level, d, at_d >> level)
-    # Terms of no held group are zero, wherever they stand.
-    return (a + b) + (c + d)
+    # The last level has one node: all has come to the last term.
+    return d
 
 
 @triton.jit

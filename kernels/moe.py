@@ -1,5 +1,6 @@
 """The mixture of experts of one layer: what rows get from the experts that a rank holds."""
 
+import torch
 from torch import Tensor
 
 from moeray.kernels import moe_few_rows, moe_many_rows
@@ -24,7 +25,7 @@ def expert_sums(x: Tensor, experts: Tensor, weights: Tensor, held: ExpertWeights
     if top_k != 4:
         raise ValueError(f"experts: 4 of each row expected, not {top_k}")
     if rows == 0:
-        return x.new_empty(x.shape).float()
+        return x.new_empty(x.shape, dtype=torch.float32)
     if rows <= moe_few_rows.MOST_ROWS:
         return moe_few_rows.experts_few_rows(x, experts, weights, held)
     return moe_many_rows.experts_many_rows(x, experts, weights, held)

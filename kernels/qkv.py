@@ -204,21 +204,20 @@ def _store_heads(  # type: ignore[no-untyped-def]
     """Stores heads item [ITEMS] of a tensor [..., D]; with scales, each divided by its own."""
     if scales_ptr is not None:
         most = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
-        scale = tl.where(most > 0, most / FLOAT8_MOST, 1.0)
+        scale = tl.where(most > 0, tl.div_rn(most, tl.full(most.shape, FLOAT8_MOST, tl.float32)), 1)
         tl.store(scales_ptr + item, scale, mask=real)
-        first = _to_round(first / scale[:, None])
-        second = _to_round(second / scale[:, None])
+        first = _to_e4m3(first / scale[:, None])
+        second = _to_e4m3(second / scale[:, None])
     at = item[:, None] * (2 * HALF) + column
     tl.store(out_ptr + at, first.to(out_ptr.dtype.element_ty), mask=real[:, None])
     tl.store(out_ptr + at + HALF, second.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
 
 @triton.jit
-def _to_round(x):  # type: ignore[no-untyped-def]
-    """x; under the interpreter rounded to float8's three bits, which it gets wrong itself."""
-    if INTERPRETED:
-        bits = x.to(tl.int32, bitcast=True)
-        rounded = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
-        return rounded.to(tl.float32, bitcast=True)
-    else:  # noqa: RET505
-        return x
+def _to_e4m3(x):  # type: ignore[no-untyped-def]
+    """x, float32 of magnitudes up to 448, to the nearest e4m3 value, ties to even."""
+    if INTERPRETED:  # whose conversion does not carry what it rounds up into the exponent
+        exponents = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 121)
+        step = ((exponents - 3) << 23).to(tl.float32, bitcast=True)
+        x = (x / step + 12582912.0 - 12582912.0) * step
+    return x.to(tl.float8e4nv)

@@ -1,4 +1,4 @@
-"""Cases of attention over a paged cache, whose unused elements are NaN, and of writing to it."""
+"""Cases of attention over a paged cache, whose unused elements are NaN."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,6 @@ from torch import Tensor
 from moeray.kernels import reference
 from moeray.kernels.attention_decode import DecodeConfig, decode_attention
 from moeray.kernels.attention_prefill import PrefillConfig, paged_attention, prefill_attention
-from moeray.kernels.kv_cache_write import write_kv
 from tests.kernels.op_cases import Draw, OpCase, Outputs
 
 TINY = {"query_heads": 8, "kv_heads": 4, "head_dim": 32}
@@ -229,59 +228,8 @@ def _full_size_cases() -> list[OpCase]:
     return [replace(case, full_size=True) for case in cases]
 
 
-def _written(
-    write: Callable[..., None], key_cache: Tensor, value_cache: Tensor, **arguments: Any
-) -> Outputs:
-    """The caches, and the scales if there are any, after a write."""
-    write(key_cache=key_cache, value_cache=value_cache, **arguments)
-    scales = [arguments[n] for n in ("key_scales", "value_scales") if n in arguments]
-    return (key_cache, value_cache, *scales)
-
-
-def _write_arguments(
-    draw: Draw, *, rows: int, kv_heads: int, head_dim: int, fp8: bool
-) -> dict[str, Any]:
-    blocks, block_tokens = rows // 16 + 3, 16
-    # Parts of one projection's output, so a row's stride is not its size.
-    projected = draw.normal(rows, 3 * kv_heads, head_dim)
-    if rows:
-        projected[0, 0] = 0
-    arguments: dict[str, Any] = {
-        "keys": projected[:, :kv_heads],
-        "values": projected[:, kv_heads : 2 * kv_heads],
-        "slots": draw.permutation(blocks * block_tokens)[:rows],
-    }
-    dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
-    for name in ("key", "value"):
-        cache = draw.normal(blocks, block_tokens, kv_heads, head_dim)
-        arguments[f"{name}_cache"] = cache.to(dtype)
-        if fp8:
-            arguments[f"{name}_scales"] = draw.normal(*cache.shape[:3], dtype=torch.float32)
-    return arguments
-
-
-def _write_cases() -> list[OpCase]:
-    return [
-        OpCase(
-            name=f"write-kv-{kind}{'-fp8' if fp8 else ''}",
-            op=partial(_written, write_kv),
-            reference=partial(_written, reference.write_kv),
-            arguments=partial(_write_arguments, **sizes, fp8=fp8),
-            full_size=kind == "gpt-oss",
-        )
-        for kind, sizes in (
-            ("tiny", {"rows": 5, "kv_heads": 4, "head_dim": 32}),
-            ("3-heads", {"rows": 2, "kv_heads": 3, "head_dim": 16}),
-            ("nothing", {"rows": 0, "kv_heads": 2, "head_dim": 16}),
-            ("gpt-oss", {"rows": 1000, "kv_heads": 8, "head_dim": 64}),
-        )
-        for fp8 in (False, True)
-    ]
-
-
 CASES: tuple[OpCase, ...] = (
     *_decode_cases(),
     *_prefill_cases(),
-    *_write_cases(),
     *_full_size_cases(),
 )

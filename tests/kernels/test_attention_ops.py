@@ -9,7 +9,6 @@ from moeray.kernels import reference
 from moeray.kernels.attention_decode import DecodeConfig, decode_attention, decode_config
 from moeray.kernels.attention_pages import AttentionShape
 from moeray.kernels.attention_prefill import paged_attention, prefill_attention
-from moeray.kernels.kv_cache_write import write_kv
 from tests.kernels.attention_cases import TINY, Paged
 from tests.kernels.op_cases import Draw, relative_error
 
@@ -65,7 +64,7 @@ def test_decode_config_fills_the_device_and_no_more(
 
 
 def test_fp8_cache_holds_what_was_written(device: torch.device) -> None:
-    """Written by the op, read by the op: within e4m3's rounding of the bfloat16 cache."""
+    """Written by the reference, read by the ops: within e4m3's rounding of the bfloat16 cache."""
     draw = Draw.of("fp8", device)
     arguments = _arguments(PREFILLING, device)
     exact = reference.paged_attention(**arguments)
@@ -77,7 +76,7 @@ def test_fp8_cache_holds_what_was_written(device: torch.device) -> None:
         arguments[f"{name}_cache"] = torch.zeros(shape, device=device).to(torch.float8_e4m3fn)
         arguments[f"{name}_scales"] = torch.zeros(shape[:3], device=device)
     pages = {name: arguments[name] for name in arguments if name.startswith(("key", "value"))}
-    write_kv(**contents, **pages, slots=slots)
+    reference.write_kv(**contents, **pages, slots=slots)
     for attend in (prefill_attention, reference.paged_attention):
         off = relative_error(attend(**arguments), exact)
         assert 1e-3 < off < 5e-2
@@ -117,27 +116,3 @@ def test_bad_input_is_named(device: torch.device) -> None:
         paged_attention(**arguments, rows_each=2)
     with pytest.raises(ValueError, match=r"^counters: "):
         decode_attention(**arguments, counters=torch.zeros(1, dtype=torch.int32, device=device))
-
-
-def test_bad_input_of_a_write_is_named(device: torch.device) -> None:
-    rows = torch.zeros(3, 2, 16, dtype=torch.bfloat16, device=device)
-    cache = torch.zeros(4, 16, 2, 16, dtype=torch.bfloat16, device=device)
-    right = {
-        "keys": rows,
-        "values": rows,
-        "key_cache": cache,
-        "value_cache": cache,
-        "slots": torch.arange(3, device=device),
-    }
-    wrong: list[tuple[str, dict[str, torch.Tensor]]] = [
-        ("keys", {"keys": rows[..., ::2]}),
-        ("values", {"values": rows[1:]}),
-        ("slots", {"slots": right["slots"][1:]}),
-        ("key_cache", {"key_cache": cache[:, :, 1:]}),
-        ("key_cache", {"key_cache": cache.to(torch.float8_e4m3fn)}),
-        ("value_cache", {"value_cache": cache[1:]}),
-        ("value_cache", {"value_scales": torch.ones(4, 16, 2, device=device)}),
-    ]
-    for name, change in wrong:
-        with pytest.raises(ValueError, match=f"^{name}: "):
-            write_kv(**{**right, **change})

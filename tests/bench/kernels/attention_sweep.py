@@ -11,12 +11,11 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
 
 from moeray.kernels.attention_decode import DecodeConfig
 from moeray.kernels.attention_prefill import PrefillConfig
 from tests.bench.kernels.attention import Sizes, benchmark, copies
-from tests.bench.kernels.timing import microseconds
+from tests.bench.kernels.timing import Call, fastest
 
 Config = DecodeConfig | PrefillConfig
 
@@ -30,10 +29,8 @@ def main() -> None:
         if options.only and not sizes.name.startswith(tuple(options.only)):
             continue
         calls = [inputs.call() for inputs in copies(sizes)]
-        times = sorted(
-            ((_time(calls, config), config) for config in (None, *_configs(sizes))),
-            key=lambda timed: timed[0],
-        )
+        # None is what the op chooses by itself.
+        times = fastest((None, *_configs(sizes)), partial(_configured, calls))
         floor = benchmark(sizes).floor_us
         print(f"{sizes.name}: {sizes.sequences} of {sizes.context}, floor {floor:.1f} us")
         for i, (us, config) in enumerate(times):
@@ -78,14 +75,8 @@ def _configs(sizes: Sizes) -> Iterator[Config]:
         )
 
 
-def _time(calls: Sequence[Callable[..., Tensor]], config: Config | None) -> float:
-    """Microseconds; infinite where the configuration does not fit."""
-    if config is None:
-        return microseconds(calls)
-    try:
-        return microseconds([partial(call, config=config) for call in calls])
-    except OutOfResources:
-        return float("inf")
+def _configured(calls: Sequence[Callable[..., Tensor]], config: Config | None) -> list[Call]:
+    return [partial(call, config=config) for call in calls]
 
 
 if __name__ == "__main__":

@@ -4,16 +4,14 @@
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from triton.runtime.errors import OutOfResources
 
 from moeray.kernels.linear import LinearConfig, linear
-from tests.bench.kernels.timing import copies_for, microseconds
+from tests.bench.kernels.timing import copies_for, fastest, microseconds
 
 SIZES = {"qkv": (2880, 5120), "output projection": (4096, 2880), "unembedding": (2880, 201088)}
 MULTIPLY_ADD = ((1, 1024, 4), (2, 1024, 4), (2, 512, 2), (4, 1024, 4), (4, 2048, 8), (8, 2048, 8))
@@ -64,21 +62,13 @@ def _report(name: str, rows: int, best: int) -> None:
     ]
     x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
     peer = microseconds([partial(F.linear, x, weight) for weight in weights])
-    timed = []
-    for config in configs(rows, out_features):
-        time = _time(x, weights, config)
-        if time is not None:
-            timed.append((time, config))
+    timed = fastest(
+        configs(rows, out_features),
+        lambda config: [partial(linear, x, weight, config=config) for weight in weights],
+    )
     print(f"{name} {rows}: cuBLAS {peer:.1f} us", flush=True)
-    for time, config in sorted(timed, key=lambda pair: pair[0])[:best]:
+    for time, config in timed[:best]:
         print(f"  {time:8.1f} us {config}", flush=True)
-
-
-def _time(x: Tensor, weights: Sequence[Tensor], config: LinearConfig) -> float | None:
-    try:
-        return microseconds([partial(linear, x, weight, config=config) for weight in weights])
-    except OutOfResources:
-        return None
 
 
 if __name__ == "__main__":

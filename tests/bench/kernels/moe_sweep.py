@@ -20,7 +20,7 @@ from moeray.kernels.moe_few_rows import MOST_ROWS, FewRowsConfig, experts_few_ro
 from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
 from tests.bench.kernels.models import MODELS, Dimensions
 from tests.bench.kernels.moe import COPIES, Layer, benchmark, routed, rows_of
-from tests.bench.kernels.timing import microseconds
+from tests.bench.kernels.timing import fastest
 
 Config = FewRowsConfig | ManyRowsConfig
 
@@ -87,13 +87,15 @@ def _report(
     model: Dimensions, layers: list[Layer], held: list[ExpertWeights], rows: int, best: int
 ) -> None:
     floor = benchmark(model, layers, held, rows, None).floor_us
-    timed = []
     inputs = rows_of(model, rows)
-    for config in configs(rows, rows * model.top_k / model.experts):
-        time = _time(layers, held, inputs, config)
-        if time is not None:
-            timed.append((time, config))
-    for time, config in sorted(timed, key=lambda pair: pair[0])[:best]:
+    timed = fastest(
+        configs(rows, rows * model.top_k / model.experts),
+        lambda config: [
+            partial(_run, layers[i % COPIES], held[i % COPIES], x, config)
+            for i, x in enumerate(inputs)
+        ],
+    )
+    for time, config in timed[:best]:
         print(f"{model.name} {rows:5} {time:9.1f} us {floor / time:5.2f} {config}", flush=True)
 
 
@@ -106,20 +108,6 @@ def _compile(model: Dimensions, rows: int, config: Config) -> None:
     finally:
         del layer
         torch.cuda.empty_cache()
-
-
-def _time(
-    layers: Sequence[Layer], held: Sequence[ExpertWeights], inputs: Sequence[Tensor], config: Config
-) -> float | None:
-    try:
-        return microseconds(
-            [
-                partial(_run, layers[i % COPIES], held[i % COPIES], x, config)
-                for i, x in enumerate(inputs)
-            ]
-        )
-    except OutOfResources:
-        return None
 
 
 def _run(layer: Layer, held: ExpertWeights, x: Tensor, config: Config) -> Tensor:

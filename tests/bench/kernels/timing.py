@@ -5,10 +5,13 @@ weights where a decode step would, in memory. A graph holds ``CALLS`` calls, so 
 one launch costs in a graph and nothing of Python.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from statistics import median
+from typing import TypeVar
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 CACHE_BYTES = 200 * 2**20
 """Copies of an input together have at least this; an H200's L2 has 60 MB."""
@@ -17,6 +20,7 @@ CALLS = 20
 REPEATS = 15
 
 Call = Callable[[], object]
+Config = TypeVar("Config")
 
 
 def copies_for(bytes_each: int) -> int:
@@ -37,6 +41,17 @@ def side_by_side(ours: Sequence[Call], theirs: Sequence[Call]) -> tuple[float, f
         for graph, own in zip(graphs, times, strict=True):
             own.append(_replayed(graph))
     return median(times[0]) / _count(ours), median(times[1]) / _count(theirs)
+
+
+def fastest(
+    candidates: Iterable[Config], calls: Callable[[Config], Sequence[Call]]
+) -> list[tuple[float, Config]]:
+    """The times of an op by configuration, shortest first, without those that do not fit."""
+    timed = []
+    for config in candidates:
+        with suppress(OutOfResources):
+            timed.append((microseconds(calls(config)), config))
+    return sorted(timed, key=lambda pair: pair[0])
 
 
 def _count(calls: Sequence[Call]) -> int:
