@@ -1,5 +1,6 @@
 """The experts of one layer that a rank holds, as the MoE kernels want them."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,12 @@ class ExpertWeights:
             alpha=alpha,
             _tickets=torch.zeros(down.rows, dtype=torch.int32, device=down_blocks.device),
         )
+
+    @property
+    def hidden_growth(self) -> float:
+        """The power of two that brings hidden values, which SwiGLU's limit bounds, up to an e4m3's
+        greatest."""
+        return float(2.0 ** math.floor(math.log2(448 / (self.limit * (self.limit + 1)))))
 
     @property
     def groups(self) -> int:

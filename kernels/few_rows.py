@@ -84,67 +84,108 @@ def row_sums(weights, x, scales, row: tl.constexpr):  # type: ignore[no-untyped-
 
 
 @triton.jit
-def request_weights(  # type: ignore[no-untyped-def]
-    weight_ptr, feature, out_features, IN: tl.constexpr
+def tile_columns(  # type: ignore[no-untyped-def]
+    step: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr
 ):
-    """Has the features' weight rows brought to the L2, and waits for nothing."""
-    LINE: tl.constexpr = 64
-    LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(IN, LINE))
-    if not INTERPRETED:
-        column = tl.minimum(tl.arange(0, LINES) * LINE, IN - 8)
-        row = tl.minimum(feature, out_features - 1).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [weight_ptr + row[:, None] * IN + column[None, :]],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+    """Inputs of a step, [8, PARTS, INPUTS / PARTS / 32, 32]: the same for each of 8 rows.
+
+    As dimensions are filled, a warp has one part, and a thread 8 neighbours of one row: the same
+    inputs of the weights and of x.
+    """
+    CHUNKS: tl.constexpr = INPUTS // PARTS // 32
+    part = tl.arange(0, PARTS)[None, :, None, None]
+    chunk = tl.arange(0, CHUNKS)[None, None, :, None]
+    column = step + (part * CHUNKS + chunk) * 32 + tl.arange(0, 32)[None, None, None, :]
+    return tl.broadcast_to(column, (8, PARTS, CHUNKS, 32))
 
 
 @triton.jit
-def tensor_core_sums(  # type: ignore[no-untyped-def]
-    x_ptr,
-    norm_ptr,
+def load_tiles(  # type: ignore[no-untyped-def]
     weight_ptr,
-    feature,
+    features,
     out_features,
-    eps,
-    ROWS: tl.constexpr,
     IN: tl.constexpr,
     INPUTS: tl.constexpr,
     PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """The outputs of all rows [OUTPUTS, 8], float32; zeros in rows from ROWS on.
+    """Whole weight rows for ``tile_sums``, all under way at once.
 
-    Each warp has its own part of a step's inputs (a batch of the dot), so that none repeats what
-    another does; the parts' sums are added at the end.
+    features: tuple of [8]; those from out_features on get the last one's weights. Returns a step's
+    tiles, one for each eight features, then the next's.
     """
-    EACH: tl.constexpr = INPUTS // PARTS
-    OUTPUTS: tl.constexpr = feature.shape[0]
-    column = tl.arange(0, PARTS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
-    row = tl.arange(0, 8)[None, None, :]
-    weight_at = weight_ptr + feature.to(tl.int64)[None, :, None] * IN + column[:, None, :]
-    x_at = x_ptr + row * IN + column[:, :, None]
-    real = (feature < out_features)[None, :, None]
-    sums = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
-    squares = tl.zeros((PARTS, EACH, 8), tl.float32)
-    for step in tl.range(0, IN, INPUTS, num_stages=STAGES):
-        inside = column + step < IN
-        weights = tl.load(weight_at + step, mask=real & inside[:, None, :], other=0.0)
-        x = tl.load(x_at + step, mask=inside[:, :, None] & (row < ROWS), other=0.0)
-        if norm_ptr is not None:
-            gain = tl.load(norm_ptr + column + step, mask=inside, other=0.0).to(tl.float32)
-            x32 = x.to(tl.float32)
-            squares += x32 * x32
-            x = (x32 * gain[:, :, None]).to(tl.float32 if INTERPRETED else tl.bfloat16)
-        if INTERPRETED:
-            sums += tl.dot(weights.to(tl.float32), x.to(tl.float32))
-        else:
-            sums = tl.dot(weights, x, sums)
-    total = tl.sum(sums, 0)
-    if norm_ptr is not None:
-        total *= tl.rsqrt(tl.sum(tl.sum(squares, 0), 0) / IN + eps)[None, :]
-    return total
+    tiles = ()
+    for step in tl.static_range(0, IN, INPUTS):
+        column = tile_columns(step, INPUTS, PARTS)
+        for i in tl.static_range(len(features)):
+            # Not masked: zeros would be put into registers first.
+            feature = tl.minimum(features[i], out_features - 1)[:, None, None, None]
+            tile = load_inside(
+                weight_ptr + feature.to(tl.int64) * IN, column, IN, step + INPUTS, "evict_first"
+            )
+            tiles = tiles + (tile,)  # type: ignore[assignment]  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def load_inside(  # type: ignore[no-untyped-def]
+    pointer, column, IN: tl.constexpr, END: tl.constexpr, EVICT: tl.constexpr
+):
+    """Values at columns up to END, zeros from IN on."""
+    if END <= IN:
+        values = tl.load(pointer + column, eviction_policy=EVICT)
+    else:
+        values = tl.load(pointer + column, mask=column < IN, other=0.0, eviction_policy=EVICT)
+    return values
+
+
+@triton.jit
+def _operand(tile):  # type: ignore[no-untyped-def]
+    """A tile as an operand of a batched dot, [PARTS, 8, inputs], the first one or transposed.
+
+    Inputs change places so that a thread's are those that the instruction wants from it: no thread
+    sends anything to another. The products' order is as good as any, and both operands have it.
+    """
+    PARTS: tl.constexpr = tile.shape[1]
+    CHUNKS: tl.constexpr = tile.shape[2]
+    if INTERPRETED:
+        tile = tile.to(tl.float32)
+    # Of an mma.m16n8k16, thread t of four wants inputs 2 t, 2 t + 1, 2 t + 8, 2 t + 9.
+    places = tl.reshape(tile, (8, PARTS, CHUNKS, 4, 2, 2, 2))
+    return tl.reshape(tl.permute(places, (1, 0, 2, 4, 5, 3, 6)), (PARTS, 8, CHUNKS * 32))
+
+
+@triton.jit
+def tile_sums(  # type: ignore[no-untyped-def]
+    tiles, x_ptr, rows, IN: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr
+):
+    """The outputs of all rows [OUTPUTS, 8], float32, on tensor cores.
+
+    x has ``rows`` rows; from there on the last one comes again. Each warp has its own part of a
+    step's inputs (a batch of the dot), so that none repeats what another does; the parts' sums are
+    added at the end.
+    """
+    STEPS: tl.constexpr = (IN + INPUTS - 1) // INPUTS
+    EIGHTS: tl.constexpr = len(tiles) // STEPS
+    row_ptr = x_ptr + tl.minimum(tl.arange(0, 8), rows - 1)[:, None, None, None] * IN
+    sums = ()
+    for _ in tl.static_range(EIGHTS):
+        sums = sums + (tl.zeros((PARTS, 8, 8), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    for step in tl.static_range(STEPS):
+        column = tile_columns(step * INPUTS, INPUTS, PARTS)
+        x = _operand(load_inside(row_ptr, column, IN, (step + 1) * INPUTS, "evict_last"))
+        added = ()
+        for i in tl.static_range(EIGHTS):
+            weights = tl.permute(_operand(tiles[step * EIGHTS + i]), (0, 2, 1))
+            added = added + (tl.dot(x, weights, sums[i]),)  # type: ignore[assignment]  # noqa: RUF005
+        sums = added
+    # All of it in one exchange between the warps.
+    return tl.sum(_stacked(sums), 0)
+
+
+@triton.jit
+def _stacked(sums):  # type: ignore[no-untyped-def]
+    """One or two of [PARTS, rows, 8] to one [PARTS, 8 or 16 features, rows]."""
+    PARTS: tl.constexpr = sums[0].shape[0]
+    tl.static_assert(len(sums) <= 2)
+    stacked = sums[0][:, :, :, None] if len(sums) == 1 else tl.join(sums[0], sums[1])
+    return tl.reshape(tl.permute(stacked, (0, 3, 2, 1)), (PARTS, 8 * len(sums), 8))

@@ -1,14 +1,16 @@
 """Linear layers of a few rows: the weight is streamed once, at the memory's speed.
 
-A program owns a few output features and reads their weights whole, so no sum is split over programs
-and results are the same from run to run. Two kernels: multiply-add with everything in registers for
-one or two rows, tensor cores (rows padded to ``tl.dot``'s least) for more. Both can
-take the RMSNorm of their input along: its gain is applied to the rows as they are read, its scale
-to the sums, so that no weight waits for it.
+A program owns a few output features and has all their weights under way to its registers before it
+waits for x; no sum is split over programs, and results are the same from run to run. Two kernels:
+multiply-add for one or two rows, tensor cores for more. With one row, multiply-add takes the
+RMSNorm of its input along, as no weight waits for it: gains are applied to the row as it is read,
+its scale to the sums. With more, each program would norm them all again (12.4 us instead of 9.5 for
+two rows and the QKV's weight, 357 instead of 267 for three and the unembedding's), so the norm is a
+kernel of its own, during which the weights are under way.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 import triton
@@ -18,13 +20,14 @@ from triton import language as tl
 from moeray.kernels.few_rows import (
     load_bias,
     load_rows,
+    load_tiles,
     load_vector,
     load_weights,
-    request_weights,
     row_sums,
-    tensor_core_sums,
+    tile_sums,
 )
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
+from moeray.kernels.norm import rms_norm
 
 MOST_ROWS: Final = 8
 """Of an input; above, a matrix product (cuBLAS) reads the weight as well."""
@@ -36,41 +39,76 @@ class LinearConfig:
 
     tensor_cores: bool
     outputs: int
-    """Output features that a program makes at once."""
+    """Output features that a program makes at once; with tensor cores 8 or 16."""
     inputs: int
-    """Input features in one step. Multiply-add: all steps' weights are in registers at once."""
+    """Input features in one step; all steps' weights are in registers at once. With tensor cores
+    a multiple of 32 for each warp."""
     warps: int
-    stages: int = 1
-    """Steps that are under way at once, with tensor cores."""
+    registers: int | None = None
+    """Of a thread, at most, and as many as the compiler may use to have loads under way at once.
+    Fewer let more programs share an SM."""
     programs: int | None = None
-    """At most so many, each taking blocks of outputs in turn; None: one for each block. For
-    multiply-add only."""
+    """With multiply-add at most so many, each taking blocks of outputs in turn. None, and with
+    tensor cores: one for each block."""
 
     @classmethod
     def of(cls, rows: int, in_features: int, out_features: int) -> "LinearConfig":
-        """What to run for these sizes."""
-        width = triton.next_power_of_2(in_features)
+        """What was the fastest on an H200 (tests.bench.kernels.linear_sweep), in us by rows:
+
+        unembedding, 2880 to 201088: 257 (1), 267 to 270 (2 to 8); cuBLAS 278 to 281
+        QKV, 2880 to 5120: 8.6 (1), 9.5 (2), 10.1, 10.3, 10.9 (3, 4, 8); cuBLAS 10.0 to 10.4
+        output projection, 4096 to 2880: 7.2 (1), 7.6 to 8.1 (2 to 8); cuBLAS 11.1
+        """
         many = out_features >= 2**15
-        if rows > 2:
-            # Every program reads all rows of x from the L2: with 16 outputs half as many bytes as
-            # of weights, at 8 rows.
-            if in_features % 512 == 0 and not many:
-                return cls(tensor_cores=True, outputs=32, inputs=512, warps=8, stages=4)
-            return cls(
-                tensor_cores=True,
-                outputs=32 if many else 16,
-                inputs=max(128, min(256, width)),
-                warps=4,
-                stages=4 if many else 5,
-            )
+        # All programs' weights fit an H200's registers, 3 programs to each of 132 SMs.
+        at_once = out_features <= 8 * 3 * 132
+        if rows == 1 or (rows == 2 and not many and not at_once):
+            return cls._multiply_add(rows, in_features, many=many)
+        if many:
+            return cls._tensor_cores(in_features, *((16, 8, 128) if rows <= 4 else (8, 8, 80)))
+        # Few warps and many loads each; where programs follow each other, many warps, which
+        # shorten what is left to do after a program's weights have come.
+        return cls._tensor_cores(in_features, *((8, 4, 168) if at_once else (8, 16, 64)))
+
+    @classmethod
+    def _multiply_add(cls, rows: int, in_features: int, *, many: bool) -> "LinearConfig":
+        width = triton.next_power_of_2(in_features)
         inputs = min(1024 if in_features % 2048 else 2048, width)
         return cls(
             tensor_cores=False,
-            outputs=4 // rows if many else 4,
+            outputs=4 // rows,
             inputs=inputs,
             warps=max(1, inputs // 256),
-            programs=132 * 5 if many else None,
+            # Left to itself, the compiler saves some and puts loads behind the first products.
+            registers=96 if many else None,
+            programs=132 * 30 if many else None,
         )
+
+    @classmethod
+    def _tensor_cores(
+        cls, in_features: int, outputs: int, warps: int, registers: int
+    ) -> "LinearConfig":
+        warps = max(1, min(warps, triton.next_power_of_2(in_features) // 32))
+        weights = outputs // 2 * triton.cdiv(in_features, 32 * warps)
+        return cls(
+            tensor_cores=True,
+            outputs=outputs,
+            inputs=32 * warps,
+            warps=warps,
+            registers=registers if weights + 32 <= registers else None,
+        )
+
+    def launch(self) -> dict[str, Any]:
+        """Kernel arguments and launch options."""
+        own = {"PARTS": self.warps} if self.tensor_cores else {}
+        return {
+            "OUTPUTS": self.outputs,
+            "INPUTS": self.inputs,
+            "num_warps": self.warps,
+            "maxnreg": self.registers,
+            **own,
+            **dependent_launch(),
+        }
 
 
 def linear(
@@ -88,7 +126,12 @@ def linear(
     8; bias [out]; residual [R, out]. Products and sums are float32, the result is rounded once.
     Returns [R, out] in ``out_dtype``, by default x's. ValueError for what does not fit.
     """
-    return _launch(x, None, 0.0, weight, bias, residual, out_dtype, config)
+    check_few_rows(x, None, weight, bias)
+    shape = (len(x), weight.shape[0])
+    if residual is not None and (residual.shape != shape or not residual.is_contiguous()):
+        raise ValueError("residual: [R, out], contiguous")
+    chosen = config or LinearConfig.of(len(x), *reversed(weight.shape))
+    return _launch(x, None, 0.0, weight, bias, residual, out_dtype, chosen)
 
 
 def norm_linear(
@@ -101,13 +144,27 @@ def norm_linear(
     out_dtype: torch.dtype | None = None,
     config: LinearConfig | None = None,
 ) -> Tensor:
-    """``linear`` of the RMSNorm of x, norm_weight [in] being its gain, in one kernel.
+    """``linear`` of the RMSNorm of x, norm_weight [in] being its gain.
 
-    Shapes, dtypes and errors as for ``linear``. The normed row is not rounded in between with one
-    or two rows; with more, x times the gain is rounded to bfloat16, and the norm's scale is
-    applied to the float32 sums.
+    Shapes, dtypes and errors as for ``linear``. With more than one row, or on tensor cores, the
+    normed rows are rounded to bfloat16 in between, as ``rms_norm`` and ``linear`` would; one row
+    with multiply-add takes one kernel and is not rounded before the sums.
     """
-    return _launch(x, norm_weight, eps, weight, bias, None, out_dtype, config)
+    check_few_rows(x, norm_weight, weight, bias)
+    chosen = config or LinearConfig.of(len(x), *reversed(weight.shape))
+    x, gain = norm_before(x, norm_weight, eps, chosen)
+    return _launch(x, gain, eps, weight, bias, None, out_dtype, chosen)
+
+
+def norm_before(
+    x: Tensor, norm_weight: Tensor, eps: float, config: LinearConfig
+) -> tuple[Tensor, Tensor | None]:
+    """The input and the gain for a kernel of that config: the normed rows and none, unless the
+    kernel norms its one row itself.
+    """
+    if len(x) == 1 and not config.tensor_cores:
+        return x, norm_weight
+    return rms_norm(x, norm_weight, eps), None
 
 
 def check_few_rows(
@@ -133,28 +190,26 @@ def check_few_rows(
 
 def _launch(
     x: Tensor,
-    norm_weight: Tensor | None,
+    gain: Tensor | None,
     eps: float,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     out_dtype: torch.dtype | None,
-    config: LinearConfig | None,
+    config: LinearConfig,
 ) -> Tensor:
-    check_few_rows(x, norm_weight, weight, bias)
-    rows, (out_features, in_features) = x.shape[0], weight.shape
-    if residual is not None and (
-        residual.shape != (rows, out_features) or not residual.is_contiguous()
-    ):
-        raise ValueError("residual: [R, out], contiguous")
+    rows, (out_features, in_features) = len(x), weight.shape
     out = torch.empty(rows, out_features, dtype=out_dtype or x.dtype, device=x.device)
-    chosen = config or LinearConfig.of(rows, in_features, out_features)
-    blocks = triton.cdiv(out_features, chosen.outputs)
-    programs = blocks if chosen.tensor_cores else min(blocks, chosen.programs or blocks)
-    kernel = _tensor_core_kernel if chosen.tensor_cores else _multiply_add_kernel
-    kernel[(programs,)](
+    blocks = triton.cdiv(out_features, config.outputs)
+    if config.tensor_cores:
+        _tensor_core_kernel[(blocks,)](
+            x, weight, bias, residual, out, out_features, rows, IN=in_features, **config.launch()
+        )
+        return out
+    programs = min(blocks, config.programs or blocks)
+    _multiply_add_kernel[(programs,)](
         x,
-        norm_weight,
+        gain,
         weight,
         bias,
         residual,
@@ -163,26 +218,16 @@ def _launch(
         out_features,
         ROWS=rows,
         IN=in_features,
-        OUTPUTS=chosen.outputs,
-        INPUTS=chosen.inputs,
-        **_way(chosen, programs < blocks),
-        num_warps=chosen.warps,
-        **dependent_launch(),
+        IN_TURN=programs < blocks,
+        **config.launch(),
     )
     return out
-
-
-def _way(config: LinearConfig, in_turn: bool) -> dict[str, int | bool]:
-    """What only one of the two kernels takes."""
-    if config.tensor_cores:
-        return {"PARTS": config.warps, "STAGES": config.stages}
-    return {"IN_TURN": in_turn}
 
 
 @triton.jit
 def _multiply_add_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
-    norm_ptr,
+    gain_ptr,
     weight_ptr,
     bias_ptr,
     residual_ptr,
@@ -191,16 +236,16 @@ def _multiply_add_kernel(  # type: ignore[no-untyped-def]
     out_features,
     ROWS: tl.constexpr,
     IN: tl.constexpr,
+    IN_TURN: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    IN_TURN: tl.constexpr,
 ):
     let_successor_start()
     block = tl.program_id(0)
     feature = block * OUTPUTS + tl.arange(0, OUTPUTS)
     weights = load_weights(weight_ptr, feature, out_features, IN, INPUTS)
     bias = load_bias(bias_ptr, feature, feature < out_features)
-    gains = load_vector(norm_ptr, IN, INPUTS)
+    gains = load_vector(gain_ptr, IN, INPUTS)
     wait_for_predecessor()
     x, scales = load_rows(x_ptr, gains, eps, ROWS, IN, INPUTS)
     _finish_rows(weights, x, scales, bias, feature, residual_ptr, out_ptr, out_features, ROWS)
@@ -248,33 +293,32 @@ def _with_residual(bias, residual_ptr, at, real):  # type: ignore[no-untyped-def
     return added
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _tensor_core_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
-    norm_ptr,
     weight_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,
-    eps,
     out_features,
-    ROWS: tl.constexpr,
+    rows,
     IN: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     let_successor_start()
-    feature = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    request_weights(weight_ptr, feature, out_features, IN)
-    bias = load_bias(bias_ptr, feature, feature < out_features)[:, None]
+    first = tl.program_id(0) * OUTPUTS
+    eights = ()
+    for start in tl.static_range(0, OUTPUTS, 8):
+        eights = eights + (first + start + tl.arange(0, 8),)  # type: ignore[assignment]  # noqa: RUF005
+    tiles = load_tiles(weight_ptr, eights, out_features, IN, INPUTS, PARTS)
+    feature = first + tl.arange(0, OUTPUTS)
+    bias = load_bias(bias_ptr, feature, feature < out_features)
+    wait_for_predecessor()
     row = tl.arange(0, 8)[None, :]
     at = row * out_features + feature[:, None]
-    real = (feature < out_features)[:, None] & (row < ROWS)
-    wait_for_predecessor()
-    added = _with_residual(bias, residual_ptr, at, real)
-    sums = tensor_core_sums(
-        x_ptr, norm_ptr, weight_ptr, feature, out_features, eps, ROWS, IN, INPUTS, PARTS, STAGES
-    )
+    real = (feature < out_features)[:, None] & (row < rows)
+    added = _with_residual(bias[:, None], residual_ptr, at, real)
+    sums = tile_sums(tiles, x_ptr, rows, IN, INPUTS, PARTS)
     tl.store(out_ptr + at, (sums + added).to(out_ptr.dtype.element_ty), mask=real)

@@ -5,18 +5,20 @@ from torch import Tensor
 
 from moeray.kernels import moe_few_rows, moe_many_rows
 from moeray.kernels.expert_weights import ExpertWeights
+from moeray.kernels.routing import Routed
 
 
-def expert_sums(x: Tensor, experts: Tensor, weights: Tensor, held: ExpertWeights) -> Tensor:
+def expert_sums(x: Tensor, routed: Routed, held: ExpertWeights) -> Tensor:
     """The weighted sum of each row's experts, of those held: [R, H] float32.
 
-    x [R, H] bfloat16; experts [R, 4] int64, ids among all E; weights [R, 4] float32: of gpt-oss's
-    four experts a row. With all experts held it is the layer's output. With some it is a subtree
-    sum in the fixed order of ``reference.combine``, so that ``reference.tree_sum`` over the ranks'
-    sums has the same bits at any number of ranks. Bitwise the same from run to run.
+    x [R, H] bfloat16; ``routed`` is what ``routing.route`` said of it, with gpt-oss's four experts
+    a row, ids among all E. With all experts held it is the layer's output. With some it is a
+    subtree sum in the fixed order of ``reference.combine``, so that ``reference.tree_sum`` over the
+    ranks' sums has the same bits at any number of ranks. Bitwise the same from run to run.
 
     Raises ValueError for shapes that do not fit one another.
     """
+    experts, weights, split = routed
     rows, top_k = experts.shape
     if x.shape != (rows, held.gate_up.columns):
         raise ValueError(f"x: [{rows}, {held.gate_up.columns}] expected, not {tuple(x.shape)}")
@@ -26,6 +28,6 @@ def expert_sums(x: Tensor, experts: Tensor, weights: Tensor, held: ExpertWeights
         raise ValueError(f"experts: 4 of each row expected, not {top_k}")
     if rows == 0:
         return x.new_empty(x.shape, dtype=torch.float32)
-    if rows <= moe_few_rows.MOST_ROWS:
-        return moe_few_rows.experts_few_rows(x, experts, weights, held)
-    return moe_many_rows.experts_many_rows(x, experts, weights, held)
+    if rows < moe_few_rows.SORTED_ROWS:
+        return moe_few_rows.experts_few_rows(x, experts, weights, held, split=split)
+    return moe_many_rows.experts_many_rows(x, experts, weights, held, split=split)

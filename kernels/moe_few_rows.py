@@ -1,4 +1,4 @@
-"""The experts of up to 8 rows, in two kernels: each chosen expert's bytes are read once.
+"""The experts of one row or two, in two kernels: each chosen expert's bytes are read once.
 
 A program belongs to some weight rows of one chosen expert and works on all rows that chose it; no
 sorting comes before. The first kernel makes the hidden values, the second the outputs, and the
@@ -14,36 +14,32 @@ from torch import Tensor
 from triton import language as tl
 
 from moeray.kernels.expert_sums import tree_of_groups
+from moeray.kernels.expert_tile import expert_bias, expert_product, store_hidden
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.launch import (
-    dependent_launch,
-    let_successor_start,
-    wait_for_predecessor,
-    wide,
-)
-from moeray.kernels.mxfp4_product import product, swiglu
+from moeray.kernels.float8 import SplitRows, split_rows
+from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
+from moeray.kernels.mxfp4_product import swiglu
 
 MOST_ROWS: Final = 8
-"""Above, sorted choices are faster (moe_many_rows.py)."""
+"""That these kernels take."""
+SORTED_ROWS: Final = 3
+"""From which on sorted choices are faster (moe_many_rows.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FewRowsConfig:
-    """Shapes of programs. Weight rows of one program; its chunks of 64 values a load; loads under
-    way; programs that share a tile's sum over the hidden values."""
+    """Shapes of programs, by default those measured best on an H200. Weight rows of one program;
+    its chunks of 64 values a load; loads under way; programs that share a tile's sum over the
+    hidden values."""
 
     tile: int = 64
     chunks: int = 4
     stages: int = 4
-    down_splits: int = 1
+    down_splits: int = 2
     warps: int = 4
 
 
-def config_for(rows: int) -> FewRowsConfig:
-    """The configuration measured best on an H200."""
-    if rows <= 2:
-        return FewRowsConfig(stages=6, down_splits=2)
-    return FewRowsConfig(stages=3)
+_BEST: Final = FewRowsConfig()
 
 
 def experts_few_rows(
@@ -52,18 +48,18 @@ def experts_few_rows(
     weights: Tensor,
     held: ExpertWeights,
     *,
-    config: FewRowsConfig | None = None,
+    split: SplitRows | None = None,
+    config: FewRowsConfig = _BEST,
 ) -> Tensor:
     """``moe.expert_sums`` for at most ``MOST_ROWS`` rows; x [R, H], R at least 1."""
     rows, top_k = experts.shape
     chosen = rows * top_k
-    config = config or config_for(rows)
-    hidden = torch.empty((chosen, held.down.columns), dtype=x.dtype, device=x.device)
+    hidden = SplitRows.empty(chosen, held.down.columns, x.device)
     shared = {
         "A": chosen,
         "TOP_K": top_k,
         "CHOSEN": triton.next_power_of_2(chosen),
-        "BM": max(8, triton.next_power_of_2(rows)),
+        "BM": max(2, triton.next_power_of_2(rows)),
         "BN": config.tile,
         "CHUNKS": config.chunks,
         "STAGES": config.stages,
@@ -71,17 +67,18 @@ def experts_few_rows(
         **dependent_launch(),
     }
     _hidden_values[(triton.cdiv(held.gate_up.rows, config.tile), chosen)](
-        x,
+        *(split or split_rows(x)),
         experts,
         *held.gate_up,
         held.gate_up_bias,
-        hidden,
+        *hidden,
         held.first_expert,
         held.gate_up.experts,
         held.gate_up.rows,
         held.gate_up.columns,
         LIMIT=held.limit,
         ALPHA=held.alpha,
+        GROWN=held.hidden_growth,
         **shared,
     )
     return _added(experts, weights, hidden, held, config, shared)
@@ -90,19 +87,20 @@ def experts_few_rows(
 def _added(
     experts: Tensor,
     weights: Tensor,
-    hidden: Tensor,
+    hidden: SplitRows,
     held: ExpertWeights,
     config: FewRowsConfig,
     shared: dict[str, object],
 ) -> Tensor:
-    rows = len(experts)
+    rows, chosen = len(experts), experts.numel()
     columns = held.down.rows
     splits = config.down_splits
-    parts = torch.empty((splits, len(hidden), columns), dtype=torch.float32, device=hidden.device)
-    out = torch.empty((rows, columns), dtype=torch.float32, device=hidden.device)
+    device = experts.device
+    parts = torch.empty((splits, chosen, columns), dtype=torch.float32, device=device)
+    out = torch.empty((rows, columns), dtype=torch.float32, device=device)
     tiles = triton.cdiv(columns, config.tile)
-    _outputs[(tiles, len(hidden), splits)](
-        hidden,
+    _outputs[(tiles, chosen, splits)](
+        *hidden,
         experts,
         weights,
         *held.down,
@@ -161,11 +159,13 @@ def _assignments(  # type: ignore[no-untyped-def]
 @triton.jit
 def _hidden_values(  # type: ignore[no-untyped-def]
     x_ptr,
+    x_scales_ptr,
     experts_ptr,
     words_ptr,
     factors_ptr,
     bias_ptr,
     hidden_ptr,
+    hidden_scales_ptr,
     first_expert,
     held,
     N: tl.constexpr,
@@ -179,6 +179,7 @@ def _hidden_values(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
     LIMIT: tl.constexpr,
     ALPHA: tl.constexpr,
+    GROWN: tl.constexpr,
 ):
     let_successor_start()
     wait_for_predecessor()
@@ -186,33 +187,25 @@ def _hidden_values(  # type: ignore[no-untyped-def]
         experts_ptr, first_expert, held, A, TOP_K, CHOSEN, BM
     )
     if works:
-        n = tl.program_id(0) * BN + tl.arange(0, BN)
-        some_n = n < N
-        acc = product(
-            x_ptr + choices // TOP_K * K,
-            some,
+        column = tl.program_id(0)
+        n = column * BN + tl.arange(0, BN)
+        acc = expert_product(
+            x_ptr, x_scales_ptr, choices // TOP_K, some,
             words_ptr + expert * (N * (K // 4)),
             factors_ptr + expert * (N * ((K + 127) // 128)),
-            n,
-            some_n,
-            tl.zeros((BN, BM), tl.float32),
-            0,
-            (K // 64 + CHUNKS - 1) // CHUNKS,
-            K,
-            N,
-            CHUNKS,
-            STAGES,
-        )
-        acc += wide(tl.load(bias_ptr + expert * N + n, mask=some_n)).to(tl.float32)[:, None]
-        j = tl.program_id(0) * (BN // 2) + tl.arange(0, BN // 2)
-        places = hidden_ptr + choices[None, :] * (N // 2) + j[:, None]
-        keep = some[None, :] & (j < N // 2)[:, None]
-        tl.store(places, swiglu(acc, LIMIT, ALPHA).to(hidden_ptr.dtype.element_ty), mask=keep)
+            n, 0, (K // 64 + CHUNKS - 1) // CHUNKS, K, N, CHUNKS, STAGES,
+        )  # fmt: skip
+        acc += expert_bias(bias_ptr + expert * N, n, N)
+        store_hidden(
+            hidden_ptr, hidden_scales_ptr, choices, some, column, swiglu(acc, LIMIT, ALPHA),
+            N // 2, GROWN,
+        )  # fmt: skip
 
 
 @triton.jit
 def _outputs(  # type: ignore[no-untyped-def]
     hidden_ptr,
+    scales_ptr,
     experts_ptr,
     weights_ptr,
     words_ptr,
@@ -246,24 +239,15 @@ def _outputs(  # type: ignore[no-untyped-def]
     n = tile * BN + tl.arange(0, BN)
     if works:
         LOADS: tl.constexpr = (K // 64 + CHUNKS - 1) // CHUNKS
-        some_n = n < N
-        acc = product(
-            hidden_ptr + choices * K,
-            some,
+        acc = expert_product(
+            hidden_ptr, scales_ptr, choices, some,
             words_ptr + expert * (N * (K // 4)),
             factors_ptr + expert * (N * ((K + 127) // 128)),
             n,
-            some_n,
-            tl.zeros((BN, BM), tl.float32),
-            split * LOADS // SPLITS,
-            (split + 1) * LOADS // SPLITS,
-            K,
-            N,
-            CHUNKS,
-            STAGES,
-        )
+            split * LOADS // SPLITS, (split + 1) * LOADS // SPLITS, K, N, CHUNKS, STAGES,
+        )  # fmt: skip
         if split == 0:
-            acc += wide(tl.load(bias_ptr + expert * N + n, mask=some_n)).to(tl.float32)[:, None]
+            acc += expert_bias(bias_ptr + expert * N, n, N)
         places = parts_ptr + ((split * A + choices) * N)[None, :] + n[:, None]
         tl.store(places, acc, mask=some[None, :] & (n < N)[:, None])
     # All that this program wrote must be seen by the one that takes the last ticket.

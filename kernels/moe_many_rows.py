@@ -1,8 +1,10 @@
 """The experts of many rows: sorted choices, two grouped products, and the weighted sum.
 
 A program makes one tile of an expert's outputs for up to ``rows`` of the choices that the expert
-got. Weights stay in FP4 until they are in the registers of the tensor cores (mxfp4_product.py).
-Nothing depends on the order in which programs run, so results are bitwise repeatable.
+got; for the few that are left over, a product of fewer rows. Weights stay in FP4 until they are in
+the registers of the tensor cores: as bfloat16 (mxfp4_product.py), or for few rows of an expert as
+8-bit floats (mxfp4_float8.py). Nothing depends on the order in which programs run, so results are
+bitwise repeatable.
 """
 
 from dataclasses import dataclass
@@ -13,15 +15,12 @@ from torch import Tensor
 from triton import language as tl
 
 from moeray.kernels.expert_sums import tree_of_groups
+from moeray.kernels.expert_tile import expert_bias, expert_product, store_hidden
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.launch import (
-    dependent_launch,
-    let_successor_start,
-    wait_for_predecessor,
-    wide,
-)
+from moeray.kernels.float8 import SplitRows, split_rows
+from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
 from moeray.kernels.mxfp4_layout import Mxfp4Weight
-from moeray.kernels.mxfp4_product import product, swiglu
+from moeray.kernels.mxfp4_product import swiglu
 from moeray.kernels.routing import SortedChoices, sort_choices
 
 _COMBINED_COLUMNS = 1024
@@ -29,28 +28,33 @@ _COMBINED_COLUMNS = 1024
 
 @dataclass(frozen=True, slots=True)
 class ManyRowsConfig:
-    """Shapes of programs: choices and weight rows of one program, its chunks of 64 values a load,
-    loads under way, warps, and the most registers of a thread, where more programs are to fit."""
+    """Shapes of programs: the most choices of one, its weight rows, its chunks of 64 values a load,
+    loads under way, warps; the fewest choices that a smaller product for what is left over has, of
+    a half and a quarter of the choices; whether products are of 8-bit floats; and the most
+    registers of a thread, where more programs are to fit."""
 
     rows: int
     tile: int
     chunks: int
     stages: int
     warps: int
+    least: int = 256
+    float8: bool = False
     registers: int | None = None
 
 
 def config_for(choices_per_expert: float) -> ManyRowsConfig:
     """The configuration measured best on an H200."""
-    if choices_per_expert <= 8:
-        return ManyRowsConfig(rows=16, tile=64, chunks=4, stages=3, warps=4)
-    if choices_per_expert <= 20:
-        return ManyRowsConfig(rows=32, tile=128, chunks=2, stages=4, warps=4)
-    if choices_per_expert <= 48:
-        return ManyRowsConfig(rows=64, tile=128, chunks=2, stages=3, warps=4)
-    if choices_per_expert <= 700:
-        return ManyRowsConfig(rows=128, tile=128, chunks=2, stages=3, warps=4)
-    return ManyRowsConfig(rows=256, tile=128, chunks=2, stages=3, warps=8)
+    if choices_per_expert <= 7:
+        return ManyRowsConfig(16, tile=128, chunks=4, stages=3, warps=4, least=8, float8=True)
+    if choices_per_expert <= 40:
+        # What does not fit the registers is not used in the loop.
+        return ManyRowsConfig(
+            32, tile=128, chunks=2, stages=3, warps=4, least=8, float8=True, registers=168
+        )
+    if choices_per_expert <= 200:
+        return ManyRowsConfig(128, tile=128, chunks=2, stages=3, warps=4, least=32)
+    return ManyRowsConfig(256, tile=128, chunks=2, stages=3, warps=8, least=64)
 
 
 def experts_many_rows(
@@ -59,6 +63,7 @@ def experts_many_rows(
     weights: Tensor,
     held: ExpertWeights,
     *,
+    split: SplitRows | None = None,
     config: ManyRowsConfig | None = None,
 ) -> Tensor:
     """``moe.expert_sums`` for any number of rows; x [R, H], R at least 1."""
@@ -67,14 +72,16 @@ def experts_many_rows(
     tiles = sort_choices(
         experts, first_expert=held.first_expert, held=held.gate_up.experts, tile=config.rows
     )
-    hidden = torch.empty((choices, held.down.columns), dtype=x.dtype, device=x.device)
     outputs = torch.empty((choices, held.down.rows), dtype=x.dtype, device=x.device)
-    top_k = experts.shape[1]
-    _grouped(
-        x, held.gate_up, held.gate_up_bias, hidden, tiles, config, divide=top_k,
-        limit=held.limit, alpha=held.alpha,
-    )  # fmt: skip
-    _grouped(hidden, held.down, held.down_bias, outputs, tiles, config, divide=1)
+    hidden: Tensor | SplitRows
+    if config.float8:
+        rows: Tensor | SplitRows = split or split_rows(x)
+        hidden = SplitRows.empty(choices, held.down.columns, x.device)
+    else:
+        rows = x
+        hidden = torch.empty((choices, held.down.columns), dtype=x.dtype, device=x.device)
+    _gate_up(rows, held, hidden, tiles, config, experts.shape[1])
+    _down(hidden, held, outputs, tiles, config)
     return combined(
         outputs,
         experts,
@@ -85,49 +92,79 @@ def experts_many_rows(
     )
 
 
-def _grouped(
-    x: Tensor,
-    weight: Mxfp4Weight,
-    bias: Tensor,
-    out: Tensor,
+def _gate_up(
+    rows: Tensor | SplitRows,
+    held: ExpertWeights,
+    hidden: Tensor | SplitRows,
     tiles: SortedChoices,
     config: ManyRowsConfig,
-    *,
-    divide: int,
-    limit: float | None = None,
-    alpha: float = 0.0,
+    top_k: int,
 ) -> None:
-    """out[c] = x[c // divide] through the expert of choice c; SwiGLU behind it if ``limit``."""
+    """hidden[c] = SwiGLU of row c // top_k through gate and up of the expert of choice c."""
+    _grouped(
+        rows, held.gate_up, held.gate_up_bias, hidden, tiles, config,
+        DIVIDE=top_k, GATED=True, LIMIT=held.limit, ALPHA=held.alpha, GROWN=held.hidden_growth,
+    )  # fmt: skip
+
+
+def _down(
+    hidden: Tensor | SplitRows,
+    held: ExpertWeights,
+    outputs: Tensor,
+    tiles: SortedChoices,
+    config: ManyRowsConfig,
+) -> None:
+    """outputs[c] = hidden[c] through down of the expert of choice c."""
+    _grouped(
+        hidden, held.down, held.down_bias, outputs, tiles, config,
+        DIVIDE=1, GATED=False, LIMIT=0.0, ALPHA=0.0, GROWN=1.0,
+    )  # fmt: skip
+
+
+def _grouped(
+    rows: Tensor | SplitRows,
+    weight: Mxfp4Weight,
+    bias: Tensor,
+    out: Tensor | SplitRows,
+    tiles: SortedChoices,
+    config: ManyRowsConfig,
+    **constants: float,
+) -> None:
     columns = triton.cdiv(weight.rows, config.tile)
     _grouped_product[(columns * len(tiles.counts),)](
-        x,
+        *_pair(rows),
         *weight,
         bias,
-        out,
+        *_pair(out),
         *tiles,
         N=weight.rows,
         K=weight.columns,
-        DIVIDE=divide,
-        GATED=limit is not None,
-        LIMIT=limit or 0.0,
-        ALPHA=alpha,
         BM=config.rows,
+        LEAST=min(config.least, config.rows),
         BN=config.tile,
         CHUNKS=config.chunks,
         STAGES=config.stages,
+        **constants,
         num_warps=config.warps,
         maxnreg=config.registers,
         **dependent_launch(),
     )
 
 
+def _pair(rows: Tensor | SplitRows) -> tuple[Tensor, Tensor | None]:
+    """Terms and scales; rows that are not split have no scales."""
+    return (rows, None) if isinstance(rows, Tensor) else (rows.terms, rows.scales)
+
+
 @triton.jit
 def _grouped_product(  # type: ignore[no-untyped-def]
     x_ptr,
+    scales_ptr,
     words_ptr,
     factors_ptr,
     bias_ptr,
     out_ptr,
+    out_scales_ptr,
     choices_ptr,
     expert_ptr,
     begin_ptr,
@@ -138,7 +175,9 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     GATED: tl.constexpr,
     LIMIT: tl.constexpr,
     ALPHA: tl.constexpr,
+    GROWN: tl.constexpr,
     BM: tl.constexpr,
+    LEAST: tl.constexpr,
     BN: tl.constexpr,
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -154,33 +193,75 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     expert = tl.load(expert_ptr + tile).to(tl.int64)
     if count == 0:
         return
+    choices_ptr += begin
+    words_ptr += expert * (N * (K // 4))
+    factors_ptr += expert * (N * ((K + 127) // 128))
+    bias_ptr += expert * N
+    # The last tile of an expert is seldom full.
+    HALF: tl.constexpr = BM // 2 if BM // 2 >= LEAST else BM
+    QUARTER: tl.constexpr = BM // 4 if BM // 4 >= LEAST else HALF
+    if QUARTER < HALF:  # noqa: SIM102 - decided when the kernel is compiled
+        if count <= QUARTER:
+            _tile(
+                x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
+                choices_ptr, count, column, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN,
+                QUARTER, BN, CHUNKS, STAGES,
+            )  # fmt: skip
+            return
+    if HALF < BM:  # noqa: SIM102
+        if count <= HALF:
+            _tile(
+                x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
+                choices_ptr, count, column, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN,
+                HALF, BN, CHUNKS, STAGES,
+            )  # fmt: skip
+            return
+    _tile(
+        x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
+        choices_ptr, count, column, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN,
+        BM, BN, CHUNKS, STAGES,
+    )  # fmt: skip
+
+
+@triton.jit
+def _tile(  # type: ignore[no-untyped-def]
+    x_ptr,
+    scales_ptr,
+    words_ptr,
+    factors_ptr,
+    bias_ptr,
+    out_ptr,
+    out_scales_ptr,
+    choices_ptr,
+    count,
+    column,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    GATED: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    GROWN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Weight rows ``column`` BN and on of one expert, for ``count`` choices, at most BM."""
     places = tl.arange(0, BM)
     some = places < count
-    choices = tl.load(choices_ptr + begin + places, mask=some, other=0)
-    choices = choices.to(tl.int64)
+    choices = tl.load(choices_ptr + places, mask=some, other=0).to(tl.int64)
     n = column * BN + tl.arange(0, BN)
-    some_n = n < N
-    acc = product(
-        x_ptr + choices // DIVIDE * K,
-        some,
-        words_ptr + expert * (N * (K // 4)),
-        factors_ptr + expert * (N * ((K + 127) // 128)),
-        n,
-        some_n,
-        tl.zeros((BN, BM), tl.float32),
-        0,
-        (K // 64 + CHUNKS - 1) // CHUNKS,
-        K,
-        N,
-        CHUNKS,
-        STAGES,
-    )
-    acc += wide(tl.load(bias_ptr + expert * N + n, mask=some_n)).to(tl.float32)[:, None]
+    acc = expert_product(
+        x_ptr, scales_ptr, choices // DIVIDE, some, words_ptr, factors_ptr, n,
+        0, (K // 64 + CHUNKS - 1) // CHUNKS, K, N, CHUNKS, STAGES,
+    )  # fmt: skip
+    acc += expert_bias(bias_ptr, n, N)
     if GATED:
-        own = column * (BN // 2) + tl.arange(0, BN // 2)
-        keep = some[None, :] & (own < N // 2)[:, None]
-        at = out_ptr + choices[None, :] * (N // 2) + own[:, None]
-        tl.store(at, swiglu(acc, LIMIT, ALPHA).to(out_ptr.dtype.element_ty), mask=keep)
+        store_hidden(
+            out_ptr, out_scales_ptr, choices, some, column, swiglu(acc, LIMIT, ALPHA),
+            N // 2, GROWN,
+        )  # fmt: skip
     else:
         keep = some[None, :] & (n < N)[:, None]
         at = out_ptr + choices[None, :] * N + n[:, None]

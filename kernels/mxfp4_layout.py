@@ -1,21 +1,31 @@
 """MXFP4 weights as the kernels read them, made from a checkpoint's blocks and scales, and back.
 
 A checkpoint's row holds its values in pairs, two to a byte. Here 64 values k of a row n make 16
-words of 16 bits: word ``16 c + q`` holds, for i = 0 to 3, the value ``64 c + 16 i + q``. So a tile
+words of 16 bits: word q of chunk c holds, for i = 0 to 3, the value ``64 c + 16 i + q``. So a tile
 of words has the shape of a tile of 16-bit numbers: it is loaded from shared memory in the very
 registers in which the tensor cores want their first operand (ldmatrix), every word of a register
-gives one value to each of four products, and a product spans 16 neighbouring values of a row.
+gives one value to each of four bfloat16 products, and a product spans 16 neighbouring values.
 
-Inside a word the bits of a value stand where few instructions bring them into the places that a
-bfloat16 has for them, as a number 2**126 times too small: the sign in bit 15, exponent and mantissa
-(e e m of e2m1) in bits 8 to 6. One exact product with a factor, which is the block's scale times
-2**126, makes it right; of a factor the exponent's bits in a bfloat16 are stored.
+The same registers are, byte by byte, a tile of 8-bit numbers: the low byte of a word gives the
+values 0 and 2 of it, the high byte 1 and 3, so that every byte gives one value to each of two
+products of 8-bit floats, which span a block of 32 values, of one scale, each.
 
-    value   sign   e e m         comes into place by
-    0       15     8, 7, 6       nothing
-    1       12     5, 4, 3       a shift left by 3
-    2       9      2, 1, 0       a shift left by 6
-    3       14     11, 10, 13    shifts left by 1, right by 3 and right by 7
+Inside a word the bits of a value stand where few instructions bring them to where a float has
+them. In an e5m2 byte the bits of an e2m1, exponent and mantissa e e m, stand in 3 to 1, as a
+number 2**14 times too small; in a bfloat16 in 8 to 6, 2**126 times too small. So no value needs a
+table, and subnormal ones no case of their own.
+
+    value   sign   e e m          an e5m2 byte by                a bfloat16 by
+    0       7      5, 4, 3        a shift right by 2             shifts left by 8 and 3
+    1       15     13, 12, 11     the same                       a shift right by 5
+    2       6      2, 1, 0        a shift left by 1              shifts left by 9 and 6
+    3       14     10, 9, 8       the same                       shifts left by 1, right by 2
+
+Four scales of a row make one word, an exponent in 8 bits each, times 2**14. It is rotated right by
+one bit, so that a rotation by whole bytes brings each to where a float32 or bfloat16 has it.
+
+64 rows lie together, chunk after chunk, so that a program, which goes through the chunks of some
+rows, reads one stretch of memory from its beginning to its end.
 
 Gate and up rows, which a checkpoint holds in turn, stand in eights: 8 gates, then their 8 ups. The
 tensor cores give one thread rows 8 apart, so SwiGLU finds both in its own registers.
@@ -31,18 +41,20 @@ from triton import language as tl
 
 CHUNK: Final = 64
 """Values of a row that share 16 words."""
+ROWS: Final = 64
+"""Rows that lie together."""
 GREATEST_SCALE: Final = 128
 """Of e8m0, 2.0: beyond it the one product of scale and 2**126 would overflow a bfloat16."""
-_FACTOR_BIAS: Final = 126
+_FACTOR_BIAS: Final = 14
 _ELEMENTS: Final = 1024
 
 
 class Mxfp4Weight(NamedTuple):
-    """e experts' matrices [N, K], K a multiple of 64.
+    """e experts' matrices [N, K], N and K multiples of 64.
 
-    words int16 [e, N, K / 4] as this module's docstring says; factors int32 [e, K / 128, N], of
-    128 values the four e8m0 scales plus 126, the first in the lowest byte; K / 128 is rounded up,
-    and the bytes of what is not there are 0.
+    words int16 [e, N / 64, K / 64, 64, 16] as this module's docstring says; factors int32
+    [e, N / 64, K / 128, 64], of 128 values the four e8m0 scales plus 14, the first in the lowest
+    byte, then rotated right by one bit; K / 128 is rounded up, and what is not there is 0.
     """
 
     words: Tensor
@@ -55,43 +67,43 @@ class Mxfp4Weight(NamedTuple):
     @property
     def rows(self) -> int:
         """N."""
-        return self.words.shape[1]
+        return self.words.shape[1] * ROWS
 
     @property
     def columns(self) -> int:
         """K."""
-        return self.words.shape[2] * 4
+        return self.words.shape[2] * CHUNK
 
 
 def pack_mxfp4(blocks: Tensor, scales: Tensor, *, paired: bool) -> Mxfp4Weight:
     """A checkpoint's blocks [e, N, K / 32, 16] and scales [e, N, K / 32], uint8, in our layout.
 
-    ``paired``: rows 2 j and 2 j + 1 are gate and up and are put into eights; N must be a multiple
-    of 16 then. Takes no memory beyond the result, which is as large as the input. Raises ValueError
-    where K is no multiple of 64 or a scale is above 2.0, which no trained weight needs.
+    ``paired``: rows 2 j and 2 j + 1 are gate and up and are put into eights. Takes no memory beyond
+    the result, which is as large as the input. Raises ValueError where N or K is no multiple of 64
+    or a scale is above 2.0, which no trained weight needs.
     """
     _check(blocks, scales, paired)
     experts, rows, scale_blocks, _ = blocks.shape
-    words = torch.empty((experts, rows, scale_blocks * 8), dtype=torch.int16, device=blocks.device)
+    shape = (experts, rows // ROWS, scale_blocks // 2, ROWS, 16)
+    words = torch.empty(shape, dtype=torch.int16, device=blocks.device)
     grid = (triton.cdiv(words.numel(), _ELEMENTS),)
     _pack[grid](
-        blocks.contiguous(), words, words.numel(), rows, scale_blocks * 8, paired, _ELEMENTS
+        blocks.contiguous(), words, words.numel(), rows, scale_blocks // 2, paired, _ELEMENTS
     )
     factors = F.pad(_ordered(scales, paired) + _FACTOR_BIAS, (0, -scale_blocks % 4))
-    factors = factors.contiguous().view(torch.int32).transpose(1, 2).contiguous()
-    return Mxfp4Weight(words, factors)
+    factors = _rotated_right(factors.contiguous().view(torch.int32), 1)
+    return Mxfp4Weight(words, factors.unflatten(1, (-1, ROWS)).transpose(2, 3).contiguous())
 
 
 def unpack_mxfp4(weight: Mxfp4Weight, *, paired: bool) -> tuple[Tensor, Tensor]:
     """The checkpoint's blocks and scales that ``pack_mxfp4`` was given."""
-    words = weight.words
-    experts, rows, columns = words.shape
-    shape = (experts, rows, columns // 8, 16)
-    blocks = torch.empty(shape, dtype=torch.uint8, device=words.device)
+    experts, rows, columns = weight.experts, weight.rows, weight.columns
+    shape = (experts, rows, columns // 32, 16)
+    blocks = torch.empty(shape, dtype=torch.uint8, device=weight.words.device)
     grid = (triton.cdiv(blocks.numel(), _ELEMENTS),)
-    _unpack[grid](words, blocks, blocks.numel(), rows, columns * 2, paired, _ELEMENTS)
-    factors = weight.factors.transpose(1, 2).contiguous().view(torch.uint8)
-    scales = factors[..., : columns // 8] - _FACTOR_BIAS
+    _unpack[grid](weight.words, blocks, blocks.numel(), rows, columns // 2, paired, _ELEMENTS)
+    factors = weight.factors.transpose(2, 3).flatten(1, 2).contiguous()
+    scales = _rotated_right(factors, 31).view(torch.uint8)[..., : columns // 32] - _FACTOR_BIAS
     return blocks, _reordered(scales, paired).contiguous()
 
 
@@ -115,6 +127,11 @@ def _reordered(rows: Tensor, paired: bool) -> Tensor:
     return eights.transpose(2, 3).flatten(1, 3)
 
 
+def _rotated_right(words: Tensor, bits: int) -> Tensor:
+    """int32, by ``bits`` of its 32."""
+    return (words >> bits) & ((1 << (32 - bits)) - 1) | (words << (32 - bits))
+
+
 def _check(blocks: Tensor, scales: Tensor, paired: bool) -> None:
     if blocks.dtype != torch.uint8 or blocks.dim() != 4 or blocks.shape[3] != 16:
         raise ValueError(f"blocks: uint8 [e, N, K / 32, 16] expected, not {tuple(blocks.shape)}")
@@ -122,8 +139,8 @@ def _check(blocks: Tensor, scales: Tensor, paired: bool) -> None:
         raise ValueError(f"scales: uint8 {tuple(blocks.shape[:3])} expected")
     if blocks.shape[2] % 2:
         raise ValueError(f"blocks: rows of a multiple of {CHUNK} values expected")
-    if paired and blocks.shape[1] % 16:
-        raise ValueError("blocks: a multiple of 8 pairs of rows expected")
+    if blocks.shape[1] % ROWS:
+        raise ValueError(f"blocks: a multiple of {ROWS} rows expected")
     if scales.numel() and int(scales.max()) > GREATEST_SCALE:
         raise ValueError("scales: one is above 2.0")
 
@@ -145,39 +162,24 @@ def packed_row(row, PAIRED: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _spread(value, i: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The e2m1 code of value i in its places in a word."""
-    sign, magnitude = value >> 3, value & 7
-    if i == 0:
-        return (sign << 15) | (magnitude << 6)
-    if i == 1:
-        return (sign << 12) | (magnitude << 3)
-    if i == 2:
-        return (sign << 9) | magnitude
-    return (sign << 14) | ((magnitude >> 1) << 10) | ((magnitude & 1) << 13)
+def _places(i):  # type: ignore[no-untyped-def]
+    """Where a word has value i: the bit of its sign, and the lowest of its other three."""
+    return 7 + i % 2 * 8 - i // 2, 3 + i % 2 * 8 - i // 2 * 3
 
 
 @triton.jit
-def _gathered(word, i):  # type: ignore[no-untyped-def]
-    """The e2m1 code of value i of a word; i a tensor."""
-    first = ((word >> 15) & 1) << 3 | ((word >> 6) & 7)
-    second = ((word >> 12) & 1) << 3 | ((word >> 3) & 7)
-    third = ((word >> 9) & 1) << 3 | (word & 7)
-    fourth = ((word >> 14) & 1) << 3 | ((word >> 10) & 3) << 1 | ((word >> 13) & 1)
-    return tl.where(i == 0, first, tl.where(i == 1, second, tl.where(i == 2, third, fourth)))
-
-
-@triton.jit
-def _pack(blocks_ptr, words_ptr, words, rows, row_words, PAIRED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pack(blocks_ptr, words_ptr, words, rows, chunks, PAIRED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row, place = at // row_words, at % row_words
+    q, row, chunk, sixty_four = at % 16, at // 16 % 64, at // 1024 % chunks, at // 1024 // chunks
+    row += sixty_four * 64
     expert, own = row // rows, row % rows
-    chunk, q = place // 16, place % 16
-    source = blocks_ptr + (expert * rows + checkpoint_row(own, PAIRED)) * row_words * 2
+    source = blocks_ptr + (expert * rows + checkpoint_row(own, PAIRED)) * chunks * 32
     word = tl.zeros((BLOCK,), tl.int32)
     for i in tl.static_range(4):
         pair = tl.load(source + chunk * 32 + i * 8 + q // 2, mask=at < words, other=0).to(tl.int32)
-        word |= _spread((pair >> ((q % 2) * 4).to(tl.int32)) & 15, i)
+        code = (pair >> ((q % 2) * 4).to(tl.int32)) & 15
+        sign, rest = _places(i)
+        word |= ((code >> 3) << sign) | ((code & 7) << rest)
     tl.store(words_ptr + at, word.to(tl.int16), mask=at < words)
 
 
@@ -188,11 +190,26 @@ def _unpack(  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row, place = at // row_bytes, at % row_bytes
     expert, own = row // rows, row % rows
-    source = words_ptr + (expert * rows + packed_row(own, PAIRED)) * (row_bytes // 2)
+    row = expert * rows + packed_row(own, PAIRED)
     # Byte b of a row holds the values 2 b and 2 b + 1.
     chunk, i, q = place // 32, (place // 8) % 4, (place % 8) * 2
-    low = tl.load(source + chunk * 16 + q, mask=at < size, other=0).to(tl.int32)
-    high = tl.load(source + chunk * 16 + q + 1, mask=at < size, other=0).to(tl.int32)
-    tl.store(
-        blocks_ptr + at, (_gathered(low, i) | _gathered(high, i) << 4).to(tl.uint8), mask=at < size
-    )
+    source = words_ptr + ((row // 64 * (row_bytes // 32) + chunk) * 64 + row % 64) * 16 + q
+    low = tl.load(source, mask=at < size, other=0).to(tl.int32)
+    high = tl.load(source + 1, mask=at < size, other=0).to(tl.int32)
+    sign, rest = _places(i.to(tl.int32))
+    low = ((low >> sign) & 1) << 3 | ((low >> rest) & 7)
+    high = ((high >> sign) & 1) << 3 | ((high >> rest) & 7)
+    tl.store(blocks_ptr + at, (low | high << 4).to(tl.uint8), mask=at < size)
+
+
+@triton.jit
+def words_of(words_ptr, n, at, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pointers [BN, A] to words ``at`` [A] of rows n [BN] of one expert's matrix."""
+    rows = n // 64 * (16 * K) + n % 64 * 16
+    return words_ptr + rows[:, None] + (at // 16 * 1024 + at % 16)[None, :]
+
+
+@triton.jit
+def factors_of(factors_ptr, n, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pointers [BN] to the first factors of rows n [BN]; the next ones are 64 further on each."""
+    return factors_ptr + n // 64 * (64 * ((K + 127) // 128)) + n % 64

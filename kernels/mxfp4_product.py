@@ -9,6 +9,7 @@ import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED, wide
+from moeray.kernels.mxfp4_layout import factors_of, words_of
 
 
 @triton.jit
@@ -23,7 +24,6 @@ def product(  # type: ignore[no-untyped-def]
     first,
     last,
     K: tl.constexpr,
-    N: tl.constexpr,
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -35,10 +35,10 @@ def product(  # type: ignore[no-untyped-def]
     under way.
     """
     at = tl.arange(0, 16 * CHUNKS)
-    words_ptrs = words_ptr + n[:, None] * (K // 4) + at[None, :]
+    words_ptrs = words_of(words_ptr, n, at, K)
     PAIRS: tl.constexpr = CHUNKS // 2
     pairs = tl.arange(0, PAIRS)
-    factors_ptrs = factors_ptr + pairs[None, :] * N + n[:, None]
+    factors_ptrs = factors_of(factors_ptr, n, K)[:, None] + pairs[None, :] * 64
     # One product of all of a load's values overlaps with the next load's conversion. Four products
     # that each take a quarter need fewer registers: faster where programs are many and small.
     IN_ORDER: tl.constexpr = acc.shape[1] >= 128 or acc.shape[1] == 8
@@ -53,8 +53,8 @@ def product(  # type: ignore[no-untyped-def]
             some_words = some_words & (load * (16 * CHUNKS) + at < K // 4)[None, :]
             some_factors = some_factors & (load * PAIRS + pairs < (K + 127) // 128)[None, :]
             some_k = some_k & (load * (64 * CHUNKS) + k < K)[:, None]
-        words = tl.load(words_ptrs + load * (16 * CHUNKS), mask=some_words, other=0)
-        factors = tl.load(factors_ptrs + load * (PAIRS * N), mask=some_factors, other=0)
+        words = tl.load(words_ptrs + load * (1024 * CHUNKS), mask=some_words, other=0)
+        factors = tl.load(factors_ptrs + load * (PAIRS * 64), mask=some_factors, other=0)
         values = weights(words, factors)
         if IN_ORDER:
             x = tl.load(x_ptrs + load * (64 * CHUNKS), mask=some_k, other=0.0)
@@ -68,12 +68,12 @@ def product(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _repeated(even, odd):  # type: ignore[no-untyped-def]
-    """Factors, one for each word: those of even and of odd chunks, as a bfloat16's exponents in
-    their place, int32 [BN, C / 2] each, to [BN, 16 C].
+    """Factors, one for each word: those of even and of odd chunks, int32 [BN, C / 2] each, a
+    bfloat16's exponents in their place among other bits, to [BN, 16 C].
     """
     BN: tl.constexpr = even.shape[0]
     C: tl.constexpr = even.shape[1] * 2
-    exponents = tl.reshape(tl.join(even, odd), (BN, C))
+    exponents = tl.reshape(tl.join(even & 0x7F80, odd & 0x7F80), (BN, C))
     if INTERPRETED:
         # What a word's bits give is 2**126 times too small on a GPU, and right here.
         factors = tl.exp2((exponents >> 7).to(tl.float32) - 253)
@@ -85,36 +85,44 @@ def _repeated(even, odd):  # type: ignore[no-untyped-def]
 @triton.jit
 def weights(words, factors):  # type: ignore[no-untyped-def]
     """The four values of each word: four tensors of the words' shape [BN, 16 C], bfloat16 (float32
-    where interpreted). factors int32 [BN, C / 2]: four bytes, of two chunks in turn that of the
-    first two values and that of the others.
+    where interpreted). factors int32 [BN, C / 2], of two chunks each: a scale of the first two
+    values and one of the others, for either chunk.
     """
-    low = _repeated((factors & 0xFF) << 7, (factors >> 9) & 0x7F80)
-    high = _repeated((factors >> 1) & 0x7F80, (factors >> 17) & 0x7F80)
+    # 2**126 instead of the 2**14 that is in the scales.
+    factors += 0x38383838
+    low = _repeated((factors << 8) | ((factors >> 24) & 0x80), factors >> 8)
+    high = _repeated(factors, factors >> 16)
     if INTERPRETED:
         bits = words.to(tl.int32)
-        w0 = _e2m1(bits >> 15, bits >> 6) * low
-        w1 = _e2m1(bits >> 12, bits >> 3) * low
-        w2 = _e2m1(bits >> 9, bits) * high
-        w3 = _e2m1(bits >> 14, ((bits >> 10) & 3) << 1 | (bits >> 13) & 1) * high
+        w0 = e2m1(bits >> 7, bits >> 3) * low
+        w1 = e2m1(bits >> 15, bits >> 11) * low
+        w2 = e2m1(bits >> 6, bits) * high
+        w3 = e2m1(bits >> 14, bits >> 8) * high
         return w0, w1, w2, w3
-    # Two words at once: 11 integer instructions and 4 products for 8 weights.
+    # Two words at once: 15 integer instructions and 4 products for 8 weights.
     return tl.inline_asm_elementwise(
         """
         {
-        .reg .b32 a, b, c, d, e, f;
-        and.b32 a, $4, 0x81C081C0;
-        shl.b32 b, $4, 3;
-        and.b32 b, b, 0x81C081C0;
-        shl.b32 c, $4, 6;
-        and.b32 c, c, 0x81C081C0;
+        .reg .b32 a, b, c, d, e;
+        shl.b32 a, $4, 8;
+        shl.b32 e, $4, 3;
+        and.b32 a, a, 0x80008000;
+        and.b32 e, e, 0x01C001C0;
+        or.b32 a, a, e;
+        shr.u32 e, $4, 5;
+        and.b32 b, $4, 0x80008000;
+        and.b32 e, e, 0x01C001C0;
+        or.b32 b, b, e;
+        shl.b32 c, $4, 9;
+        shl.b32 e, $4, 6;
+        and.b32 c, c, 0x80008000;
+        and.b32 e, e, 0x01C001C0;
+        or.b32 c, c, e;
         shl.b32 d, $4, 1;
-        shr.u32 e, $4, 3;
-        shr.u32 f, $4, 7;
+        shr.u32 e, $4, 2;
         and.b32 d, d, 0x80008000;
-        and.b32 e, e, 0x01800180;
-        and.b32 f, f, 0x00400040;
+        and.b32 e, e, 0x01C001C0;
         or.b32 d, d, e;
-        or.b32 d, d, f;
         mul.rn.bf16x2 $0, a, $5;
         mul.rn.bf16x2 $1, b, $5;
         mul.rn.bf16x2 $2, c, $6;
@@ -144,7 +152,7 @@ def in_order(values):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _e2m1(sign, magnitude):  # type: ignore[no-untyped-def]
+def e2m1(sign, magnitude):  # type: ignore[no-untyped-def]
     """The value of an e2m1 number: bit 0 of ``sign``, bits 2 to 0 of ``magnitude``."""
     exponent, mantissa = (magnitude >> 1) & 3, (magnitude & 1).to(tl.float32)
     normal = (1 + mantissa / 2) * tl.exp2(exponent.to(tl.float32) - 1)

@@ -12,15 +12,12 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
+from moeray.kernels.float8 import E4M3_MOST, to_e4m3
 from moeray.kernels.launch import (
-    INTERPRETED,
     dependent_launch,
     let_successor_start,
     wait_for_predecessor,
 )
-
-FLOAT8_MOST = tl.constexpr(448.0)
-"""The greatest float8_e4m3fn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,20 +201,10 @@ def _store_heads(  # type: ignore[no-untyped-def]
     """Stores heads item [ITEMS] of a tensor [..., D]; with scales, each divided by its own."""
     if scales_ptr is not None:
         most = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
-        scale = tl.where(most > 0, tl.div_rn(most, tl.full(most.shape, FLOAT8_MOST, tl.float32)), 1)
+        scale = tl.where(most > 0, tl.div_rn(most, tl.full(most.shape, E4M3_MOST, tl.float32)), 1)
         tl.store(scales_ptr + item, scale, mask=real)
-        first = _to_e4m3(first / scale[:, None])
-        second = _to_e4m3(second / scale[:, None])
+        first = to_e4m3(first / scale[:, None])
+        second = to_e4m3(second / scale[:, None])
     at = item[:, None] * (2 * HALF) + column
     tl.store(out_ptr + at, first.to(out_ptr.dtype.element_ty), mask=real[:, None])
     tl.store(out_ptr + at + HALF, second.to(out_ptr.dtype.element_ty), mask=real[:, None])
-
-
-@triton.jit
-def _to_e4m3(x):  # type: ignore[no-untyped-def]
-    """x, float32 of magnitudes up to 448, to the nearest e4m3 value, ties to even."""
-    if INTERPRETED:  # whose conversion does not carry what it rounds up into the exponent
-        exponents = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 121)
-        step = ((exponents - 3) << 23).to(tl.float32, bitcast=True)
-        x = (x / step + 12582912.0 - 12582912.0) * step
-    return x.to(tl.float8e4nv)

@@ -1,8 +1,10 @@
-"""The decode path's first kernel: norm, QKV projection, YaRN's rotation and the paged KV write.
+"""The decode path's first op: norm, QKV projection, YaRN's rotation and the paged KV write.
 
 A program owns output features of one head in pairs that rotate together, and reads their weights
 whole.
 """
+
+from dataclasses import replace
 
 import torch
 import triton
@@ -12,14 +14,14 @@ from triton import language as tl
 from moeray.kernels.few_rows import (
     load_bias,
     load_rows,
+    load_tiles,
     load_vector,
     load_weights,
-    request_weights,
     row_sums,
-    tensor_core_sums,
+    tile_sums,
 )
-from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
-from moeray.kernels.linear import LinearConfig, check_few_rows, norm_linear
+from moeray.kernels.launch import let_successor_start, wait_for_predecessor
+from moeray.kernels.linear import LinearConfig, check_few_rows, norm_before, norm_linear
 from moeray.kernels.qkv import check_caches, fused_width, qkv_rope_write, rotated
 
 
@@ -40,12 +42,14 @@ def qkv_projection(
     value_scales: Tensor | None = None,
     config: LinearConfig | None = None,
 ) -> Tensor:
-    """``norm_linear`` and ``qkv_rope_write`` for 1 to 8 rows, in one kernel; returns the queries.
+    """``norm_linear`` and ``qkv_rope_write`` for 1 to 8 rows; returns the queries.
 
     x [R, H] bfloat16; norm_weight [H]; weight [(Hq + 2 Hkv) D, H] bfloat16; the rest as for those
-    two, whose errors it shares. Float8 caches take two kernels, because a head's scale needs the
-    whole head, which is more than one program's share of the weight. ``config.programs`` is not
-    used: each program makes one block of outputs.
+    two, whose errors it shares. One kernel for one row; for more, one before it for the norm, whose
+    rows are rounded to bfloat16. What is projected is rotated before it is rounded. Float8 caches
+    take those two ops as they are, because a head's scale needs the whole head, which is more than
+    one program's share of the weight. ``config.programs`` is not used: each program makes one block
+    of outputs.
     """
     check_few_rows(x, norm_weight, weight, bias)
     check_caches(x.dtype, cosine, sine, key_cache, value_cache, slots, key_scales, value_scales)
@@ -89,39 +93,27 @@ def _project(
     kv_heads, head_dim = key_cache.shape[2:]
     query_heads = width // head_dim - 2 * kv_heads
     chosen = config or LinearConfig.of(rows, hidden, width)
-    outputs = max(2, min(chosen.outputs, head_dim))
+    chosen = replace(chosen, outputs=max(2, min(chosen.outputs, head_dim)))
+    x, gain = norm_before(x, norm_weight, eps, chosen)
     queries = torch.empty(rows, query_heads, head_dim, dtype=x.dtype, device=x.device)
-    _projection_kernel[(width // outputs,)](
-        x,
-        norm_weight,
-        weight,
-        bias,
-        cosine,
-        sine,
-        slots,
-        queries,
-        key_cache,
-        value_cache,
-        eps,
-        ROWS=rows,
-        IN=hidden,
-        QUERY_HEADS=query_heads,
-        KV_HEADS=kv_heads,
-        HALF=head_dim // 2,
-        OUTPUTS=outputs,
-        INPUTS=chosen.inputs,
-        PARTS=chosen.warps if chosen.tensor_cores else 0,
-        STAGES=chosen.stages,
-        num_warps=chosen.warps,
-        **dependent_launch(),
-    )
+    places = cosine, sine, slots, queries, key_cache, value_cache
+    sizes = {"QUERY_HEADS": query_heads, "KV_HEADS": kv_heads, "HALF": head_dim // 2}
+    programs = (width // chosen.outputs,)
+    if chosen.tensor_cores:
+        _tensor_core_kernel[programs](
+            x, weight, bias, *places, rows, IN=hidden, **sizes, **chosen.launch()
+        )
+    else:
+        _multiply_add_kernel[programs](
+            x, gain, weight, bias, *places, eps, ROWS=rows, IN=hidden, **sizes, **chosen.launch()
+        )
     return queries
 
 
 @triton.jit
-def _projection_kernel(  # type: ignore[no-untyped-def]
+def _multiply_add_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
-    norm_ptr,
+    gain_ptr,
     weight_ptr,
     bias_ptr,
     cosine_ptr,
@@ -138,82 +130,89 @@ def _projection_kernel(  # type: ignore[no-untyped-def]
     HALF: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """OUTPUTS features of one head: some of its first half, then their partners in its second.
-
-    PARTS 0 multiplies and adds row by row; else tensor cores take all rows at once.
-    """
-    PAIRS: tl.constexpr = OUTPUTS // 2
     WIDTH: tl.constexpr = (QUERY_HEADS + 2 * KV_HEADS) * 2 * HALF
     let_successor_start()
-    first_pair = tl.program_id(0) * PAIRS
-    head = first_pair // HALF
-    pair = first_pair % HALF + tl.arange(0, PAIRS)
-    output = tl.arange(0, OUTPUTS)
-    feature = head * 2 * HALF + (output // PAIRS) * HALF + first_pair % HALF + output % PAIRS
+    head, pair = _share(OUTPUTS, HALF)
+    feature = _features(tl.arange(0, OUTPUTS), OUTPUTS, HALF)
+    weights = load_weights(weight_ptr, feature, WIDTH, IN, INPUTS)
     bias = load_bias(bias_ptr, feature, feature < WIDTH)
-    if PARTS:
-        request_weights(weight_ptr, feature, WIDTH, IN)
-        wait_for_predecessor()
-        row = tl.arange(0, 8)
-        cosine, sine, slot = _load_turns(cosine_ptr, sine_ptr, slots_ptr, pair, row, ROWS, HALF)
-        sums = tensor_core_sums(
-            x_ptr, norm_ptr, weight_ptr, feature, WIDTH, eps, ROWS, IN, INPUTS, PARTS, STAGES
-        )
+    gains = load_vector(gain_ptr, IN, INPUTS)
+    wait_for_predecessor()
+    x, scales = load_rows(x_ptr, gains, eps, ROWS, IN, INPUTS)
+    turns = ()
+    for r in tl.static_range(ROWS):
+        row = r + tl.arange(0, 1)
+        turns = turns + _load_turns(cosine_ptr, sine_ptr, slots_ptr, pair, row, ROWS, HALF)
+    for r in tl.static_range(ROWS):
+        row = r + tl.arange(0, 1)
+        sums = row_sums(weights, x, scales, r) + bias
         _place(
-            sums + bias[:, None],
-            cosine,
-            sine,
-            slot,
-            head,
-            pair,
-            row,
-            queries_ptr,
-            key_cache_ptr,
-            value_cache_ptr,
-            ROWS,
-            QUERY_HEADS,
-            KV_HEADS,
-            HALF,
-        )
-    else:
-        weights = load_weights(weight_ptr, feature, WIDTH, IN, INPUTS)
-        gains = load_vector(norm_ptr, IN, INPUTS)
-        wait_for_predecessor()
-        x, scales = load_rows(x_ptr, gains, eps, ROWS, IN, INPUTS)
-        turns = ()
-        for r in tl.static_range(ROWS):
-            row = r + tl.arange(0, 1)
-            turns = turns + _load_turns(cosine_ptr, sine_ptr, slots_ptr, pair, row, ROWS, HALF)
-        for r in tl.static_range(ROWS):
-            row = r + tl.arange(0, 1)
-            sums = row_sums(weights, x, scales, r) + bias
-            _place(
-                sums[:, None],
-                turns[3 * r],
-                turns[3 * r + 1],
-                turns[3 * r + 2],
-                head,
-                pair,
-                row,
-                queries_ptr,
-                key_cache_ptr,
-                value_cache_ptr,
-                ROWS,
-                QUERY_HEADS,
-                KV_HEADS,
-                HALF,
-            )
+            sums[:, None], turns[3 * r], turns[3 * r + 1], turns[3 * r + 2], head, pair, row, ROWS,
+            queries_ptr, key_cache_ptr, value_cache_ptr, QUERY_HEADS, KV_HEADS, HALF,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _tensor_core_kernel(  # type: ignore[no-untyped-def]
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    cosine_ptr,
+    sine_ptr,
+    slots_ptr,
+    queries_ptr,
+    key_cache_ptr,
+    value_cache_ptr,
+    rows,
+    IN: tl.constexpr,
+    QUERY_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    WIDTH: tl.constexpr = (QUERY_HEADS + 2 * KV_HEADS) * 2 * HALF
+    let_successor_start()
+    head, pair = _share(OUTPUTS, HALF)
+    eights = ()
+    for start in tl.static_range(0, OUTPUTS, 8):
+        eights = eights + (_features(start + tl.arange(0, 8), OUTPUTS, HALF),)  # type: ignore[assignment]  # noqa: RUF005
+    tiles = load_tiles(weight_ptr, eights, WIDTH, IN, INPUTS, PARTS)
+    feature = _features(tl.arange(0, OUTPUTS), OUTPUTS, HALF)
+    bias = load_bias(bias_ptr, feature, feature < WIDTH)
+    wait_for_predecessor()
+    row = tl.arange(0, 8)
+    cosine, sine, slot = _load_turns(cosine_ptr, sine_ptr, slots_ptr, pair, row, rows, HALF)
+    sums = tile_sums(tiles, x_ptr, rows, IN, INPUTS, PARTS) + bias[:, None]
+    _place(
+        sums, cosine, sine, slot, head, pair, row, rows,
+        queries_ptr, key_cache_ptr, value_cache_ptr, QUERY_HEADS, KV_HEADS, HALF,
+    )  # fmt: skip
+
+
+@triton.jit
+def _share(OUTPUTS: tl.constexpr, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The program's head, and its pairs of the head."""
+    PAIRS: tl.constexpr = OUTPUTS // 2
+    first = tl.program_id(0) * PAIRS
+    return first // HALF, first % HALF + tl.arange(0, PAIRS)
+
+
+@triton.jit
+def _features(output, OUTPUTS: tl.constexpr, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The weight's rows of the program's outputs: its first pair's two halves, then the next's."""
+    first = tl.program_id(0) * (OUTPUTS // 2)
+    return first // HALF * 2 * HALF + output % 2 * HALF + first % HALF + output // 2
 
 
 @triton.jit
 def _load_turns(  # type: ignore[no-untyped-def]
-    cosine_ptr, sine_ptr, slots_ptr, pair, row, ROWS: tl.constexpr, HALF: tl.constexpr
+    cosine_ptr, sine_ptr, slots_ptr, pair, row, rows, HALF: tl.constexpr
 ):
-    """Cosine and sine [PAIRS, rows], and the rows' slots."""
-    real = row < ROWS
+    """Cosine and sine [PAIRS, ROWS], and the slots of each row."""
+    real = row < rows
     at = row[None, :] * HALF + pair[:, None]
     cosine = tl.load(cosine_ptr + at, mask=real[None, :], other=0.0)
     sine = tl.load(sine_ptr + at, mask=real[None, :], other=0.0)
@@ -229,20 +228,19 @@ def _place(  # type: ignore[no-untyped-def]
     head,
     pair,
     row,
+    rows,
     queries_ptr,
     key_cache_ptr,
     value_cache_ptr,
-    ROWS: tl.constexpr,
     QUERY_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """sums [2 * PAIRS, rows] to where the head belongs."""
-    PAIRS: tl.constexpr = pair.shape[0]
-    halves = tl.permute(tl.reshape(sums, (2, PAIRS, row.shape[0])), (1, 2, 0))
-    first, second = tl.split(halves)
+    """sums [2 PAIRS, ROWS], as ``_features`` has them, to where the head belongs."""
+    halves = tl.reshape(sums, (pair.shape[0], 2, row.shape[0]))
+    first, second = tl.split(tl.permute(halves, (0, 2, 1)))
     column = pair[:, None]
-    real = (row < ROWS)[None, :]
+    real = (row < rows)[None, :]
     if head < QUERY_HEADS + KV_HEADS:
         first, second = rotated(first, second, cosine, sine)
     if head < QUERY_HEADS:

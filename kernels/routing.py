@@ -12,6 +12,8 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
+from moeray.kernels.few_rows import load_bias, load_rows, load_weights, row_sums
+from moeray.kernels.float8 import SplitRows, split_row
 from moeray.kernels.launch import (
     dependent_launch,
     let_successor_start,
@@ -22,19 +24,36 @@ from moeray.kernels.launch import (
 FEW_ROWS: Final = 16
 """Rows up to which each logit is a sum of its own, without tensor cores."""
 _NONE: Final = tl.constexpr(-1)
-_SCANNED: Final = 2048
+_TILE: Final = 32
+"""Of many rows, those of one program."""
+_PARTS: Final = 15
+_PROGRAMS: Final = 132
+"""Of many rows' logits: each row's sum in up to so many parts, as long as there are no more
+programs than these, an H200's multiprocessors."""
+_SCANNED: Final = 8192
 """Choices that a sorting program looks at together."""
+
+
+class Routed(NamedTuple):
+    """What ``route`` says of rows [R, H].
+
+    experts [R, k] int64, best first, equal logits by lowest id; weights [R, k] float32, the softmax
+    over those k logits; of up to ``FEW_ROWS`` rows, where H is a multiple of 64, also the rows as
+    two terms each, which the experts' kernels would else make.
+    """
+
+    experts: Tensor
+    weights: Tensor
+    split: SplitRows | None
 
 
 def route(
     x: Tensor, weight: Tensor, bias: Tensor, top_k: int, *, tickets: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> Routed:
     """The k experts of each row of x [R, H], with router weight [E, H] and bias [E].
 
     x and weight bfloat16, as in the checkpoint: their products are exact in float32, in which they
-    are added. k and E are powers of two, E up to 256. Returns (experts [R, k] int64, best first,
-    equal logits by lowest id; weights [R, k] float32, the softmax over those k logits). ValueError
-    for other shapes.
+    are added. k and E are powers of two, E up to 256. ValueError for other shapes.
 
     ``tickets`` int32 zeros [``FEW_ROWS``], kept between calls on one stream and left zero: with
     them up to FEW_ROWS rows take one kernel, whose last program of a row chooses. Else two.
@@ -44,27 +63,34 @@ def route(
         raise ValueError(f"weight: [{experts}, {x.shape[1]}] and bias [{experts}] expected")
     if experts & (experts - 1) or not 16 <= experts <= 256 or top_k & (top_k - 1):
         raise ValueError("weight, top_k: powers of two expected, 16 to 256 experts")
-    rows = len(x)
+    rows, hidden = x.shape
     chosen = torch.empty((rows, top_k), dtype=torch.int64, device=x.device)
     weights = torch.empty((rows, top_k), dtype=torch.float32, device=x.device)
+    split = None
     if not rows:
-        return chosen, weights
-    logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
-    arguments = (x, weight, bias, logits)
+        return Routed(chosen, weights, split)
+    one_warp = {"num_warps": 1, **dependent_launch()}
     if rows <= FEW_ROWS:
-        _few_logits[(experts // 4, rows)](
-            *arguments, chosen, weights, tickets, x.shape[1], experts, 4, top_k,
-            num_warps=4, **dependent_launch(),
+        logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
+        split = SplitRows.empty(rows, hidden, x.device) if hidden % 64 == 0 else None
+        _few_logits[(experts // 4 + 1, rows)](
+            x, weight, bias, logits, chosen, weights, *(split or (None, None)), tickets,
+            hidden, experts, 4, top_k, num_warps=4, **dependent_launch(),
         )  # fmt: skip
+        if tickets is None:
+            _top_k[(rows,)](logits, chosen, weights, rows, 1, experts, top_k, 1, **one_warp)
     else:
-        _many_logits[(triton.cdiv(rows, 32),)](
-            *arguments, rows, x.shape[1], experts, 32, num_warps=4, **dependent_launch()
-        )
-    if rows > FEW_ROWS or tickets is None:
+        tiles = triton.cdiv(rows, _TILE)
+        parts = max(1, min(_PARTS, _PROGRAMS // tiles))
+        logits = torch.empty((parts, rows, experts), dtype=torch.float32, device=x.device)
+        _many_logits[(tiles, parts)](
+            x, weight, bias, logits, rows, hidden, experts, _TILE, parts, num_warps=4,
+            **dependent_launch(),
+        )  # fmt: skip
         _top_k[(triton.cdiv(rows, 4),)](
-            logits, chosen, weights, rows, experts, top_k, 4, num_warps=1, **dependent_launch()
+            logits, chosen, weights, rows, parts, experts, top_k, 4, **one_warp
         )
-    return chosen, weights
+    return Routed(chosen, weights, split)
 
 
 @triton.jit
@@ -75,33 +101,40 @@ def _few_logits(  # type: ignore[no-untyped-def]
     logits_ptr,
     chosen_ptr,
     weights_ptr,
+    terms_ptr,
+    scales_ptr,
     tickets_ptr,
     H: tl.constexpr,
     E: tl.constexpr,
     BE: tl.constexpr,
     TOP_K: tl.constexpr,
 ):
-    """BE logits of one row: the experts' weights once through, without tensor cores."""
+    """BE logits of one row: the experts' weights once through, without tensor cores.
+
+    One program more than that takes makes the row's terms.
+    """
     let_successor_start()
     BLOCK: tl.constexpr = 1024
-    expert = tl.program_id(0) * BE + tl.arange(0, BE)
     row = tl.program_id(1)
+    if tl.program_id(0) == E // BE:
+        if terms_ptr is not None:
+            wait_for_predecessor()
+            split_row(x_ptr, terms_ptr, scales_ptr, row.to(tl.int64), H)
+        return
+    expert = tl.program_id(0) * BE + tl.arange(0, BE)
+    # No kernel writes the router's weights: they are under way before the rows are there.
+    weights = load_weights(weight_ptr, expert, E, H, BLOCK)
     wait_for_predecessor()
-    total = tl.zeros((BE, BLOCK), tl.float32)
-    for start in tl.static_range(0, H, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        weight_at = weight_ptr + expert[:, None] * H + k[None, :]
-        weight = wide(tl.load(weight_at, mask=(k < H)[None, :], other=0.0)).to(tl.float32)
-        x = wide(tl.load(x_ptr + row * H + k, mask=k < H, other=0.0)).to(tl.float32)
-        total += weight * x[None, :]
-    logits = tl.sum(total, 1) + wide(tl.load(bias_ptr + expert)).to(tl.float32)
+    x, scales = load_rows(x_ptr + row * H, (), 0.0, 1, H, BLOCK)
+    logits = row_sums(weights, x, scales, 0) + load_bias(bias_ptr, expert, expert < E)
     tl.store(logits_ptr + row * E + expert, logits)
     if tickets_ptr is not None:
         # What this program wrote must be seen by the one that takes the row's last ticket.
         tl.debug_barrier()
         if tl.atomic_add(tickets_ptr + row, 1, sem="acq_rel") == E // BE - 1:
             tl.store(tickets_ptr + row, 0)
-            _choose(logits_ptr, chosen_ptr, weights_ptr, row + tl.arange(0, 1), E, TOP_K)
+            whole = tl.load(logits_ptr + row * E + tl.arange(0, E))[None, :]
+            _choose(whole, chosen_ptr, weights_ptr, row + tl.arange(0, 1), TOP_K)
 
 
 @triton.jit
@@ -114,24 +147,29 @@ def _many_logits(  # type: ignore[no-untyped-def]
     H: tl.constexpr,
     E: tl.constexpr,
     BR: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """All logits of BR rows, on tensor cores."""
+    """All logits of BR rows, on tensor cores: their sums over one of PARTS parts of the inputs."""
     let_successor_start()
     BLOCK: tl.constexpr = 64
+    STEPS: tl.constexpr = (H + BLOCK - 1) // BLOCK
     expert = tl.arange(0, E)
     row = tl.program_id(0) * BR + tl.arange(0, BR)
+    part = tl.program_id(1)
     some = row < rows
     wait_for_predecessor()
     total = tl.zeros((BR, E), tl.float32)
-    for start in tl.range(0, H, BLOCK):
-        k = start + tl.arange(0, BLOCK)
+    for step in tl.range(part * STEPS // PARTS, (part + 1) * STEPS // PARTS, num_stages=4):
+        k = step * BLOCK + tl.arange(0, BLOCK)
         keep = some[:, None] & (k < H)[None, :]
         x = wide(tl.load(x_ptr + row[:, None] * H + k[None, :], mask=keep, other=0.0))
         weight_at = weight_ptr + expert[None, :] * H + k[:, None]
         weight = wide(tl.load(weight_at, mask=(k < H)[:, None], other=0.0))
         total = tl.dot(x, weight, total)
-    total += wide(tl.load(bias_ptr + expert)).to(tl.float32)[None, :]
-    tl.store(logits_ptr + row[:, None] * E + expert[None, :], total, mask=some[:, None])
+    if part == 0:
+        total += wide(tl.load(bias_ptr + expert)).to(tl.float32)[None, :]
+    at = logits_ptr + (part * rows + row)[:, None] * E + expert[None, :]
+    tl.store(at, total, mask=some[:, None])
 
 
 @triton.jit
@@ -140,6 +178,7 @@ def _top_k(  # type: ignore[no-untyped-def]
     chosen_ptr,
     weights_ptr,
     rows,
+    PARTS: tl.constexpr,
     E: tl.constexpr,
     TOP_K: tl.constexpr,
     BR: tl.constexpr,
@@ -148,16 +187,20 @@ def _top_k(  # type: ignore[no-untyped-def]
     wait_for_predecessor()
     # A row that is not there does the last one's work again.
     row = tl.minimum(tl.program_id(0) * BR + tl.arange(0, BR), rows - 1)
-    _choose(logits_ptr, chosen_ptr, weights_ptr, row, E, TOP_K)
+    at = logits_ptr + row[:, None] * E + tl.arange(0, E)[None, :]
+    logits = tl.load(at)
+    for part in tl.static_range(1, PARTS):
+        logits += tl.load(at + part * rows * E)
+    _choose(logits, chosen_ptr, weights_ptr, row, TOP_K)
 
 
 @triton.jit
-def _choose(logits_ptr, chosen_ptr, weights_ptr, row, E: tl.constexpr, TOP_K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The experts of rows [BR] and their weights, from the logits."""
-    BR: tl.constexpr = row.shape[0]
+def _choose(logits, chosen_ptr, weights_ptr, row, TOP_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The experts of rows [BR] and their weights, from the logits [BR, E]."""
+    BR: tl.constexpr = logits.shape[0]
+    E: tl.constexpr = logits.shape[1]
     expert = tl.arange(0, E)
     slots = tl.arange(0, TOP_K)
-    logits = tl.load(logits_ptr + row[:, None] * E + expert[None, :])
     chosen = tl.zeros((BR, TOP_K), tl.int32)
     best = tl.zeros((BR, TOP_K), tl.float32)
     for p in tl.static_range(TOP_K):
@@ -204,7 +247,7 @@ def sort_choices(experts: Tensor, *, first_expert: int, held: int, tile: int) ->
     _sort[(held,)](
         experts, choices, *tiles, size, most, first_expert, held, tile,
         max(16, triton.next_power_of_2(held)), min(_SCANNED, triton.next_power_of_2(size)),
-        num_warps=8, **dependent_launch(),
+        num_warps=16 if size > 2048 else 8, **dependent_launch(),
     )  # fmt: skip
     return SortedChoices(choices, *tiles)
 

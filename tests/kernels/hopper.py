@@ -21,13 +21,17 @@ from moeray.kernels.moe_many_rows import _grouped_product
 HOPPER = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
-    "x_ptr": "*bf16",
+    "x_ptr": "*fp8e4nv",
+    "x_scales_ptr": "*fp32",
+    "scales_ptr": "*fp32",
     "experts_ptr": "*i64",
     "words_ptr": "*i16",
     "factors_ptr": "*i32",
     "bias_ptr": "*bf16",
-    "hidden_ptr": "*bf16",
-    "out_ptr": "*bf16",
+    "hidden_ptr": "*fp8e4nv",
+    "hidden_scales_ptr": "*fp32",
+    "out_ptr": "*fp8e4nv",
+    "out_scales_ptr": "*fp32",
     "choices_ptr": "*i32",
     "expert_ptr": "*i32",
     "begin_ptr": "*i32",
@@ -35,19 +39,28 @@ TYPES = {
     "first_expert": "i32",
     "held": "i32",
 }
-SHARED = {"N": 5760, "K": 2880, "LIMIT": 7.0, "ALPHA": 1.702}
-FEW = SHARED | {"A": 4, "TOP_K": 4, "CHOSEN": 4, "BM": 8, "BN": 64, "CHUNKS": 4, "STAGES": 6}
-MANY = SHARED | {"DIVIDE": 4, "GATED": True, "BN": 128, "CHUNKS": 2, "STAGES": 3}
+BFLOAT16 = {"x_ptr": "*bf16", "out_ptr": "*bf16"}
+SHARED = {"N": 5760, "K": 2880, "LIMIT": 7.0, "ALPHA": 1.702, "GROWN": 8.0}
+FEW = SHARED | {"A": 4, "TOP_K": 4, "CHOSEN": 4, "BM": 2, "BN": 64, "CHUNKS": 4, "STAGES": 4}
+MANY = SHARED | {"DIVIDE": 4, "GATED": True, "BN": 128}
+NO_SCALES = {"scales_ptr": None, "out_scales_ptr": None}
 KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "few rows": (_hidden_values, FEW, 4),
-    "many rows, 64": (_grouped_product, MANY | {"BM": 64}, 4),
-    "many rows, 128": (_grouped_product, MANY | {"BM": 128}, 4),
+    "16 rows": (_grouped_product, MANY | {"BM": 16, "LEAST": 8, "CHUNKS": 4, "STAGES": 3}, 4),
+    "256 rows": (
+        _grouped_product,
+        MANY | NO_SCALES | {"BM": 256, "LEAST": 64, "CHUNKS": 2, "STAGES": 3},
+        8,
+    ),
 }
 """Kernel, constants, warps."""
 
 
 def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> dict[str, int]:
-    signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
+    types = TYPES | BFLOAT16 if "scales_ptr" in constants else TYPES
+    signature = {
+        name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
+    }
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, kind in enumerate(signature.values())
@@ -67,9 +80,8 @@ def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> dict[str, in
         "registers": int(found[1]),
         "stack": int(found[2]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
-        "from registers": len(re.findall(r"HGMMA\.\S+ R\d+, R\d+, gdesc", code)),
-        "from shared memory": len(re.findall(r"HGMMA\.\S+ R\d+, gdesc", code)),
-        "of a warp": len(re.findall(r"\bHMMA\.", code)),
+        "from registers": len(re.findall(r"GMMA\.\S+ R\d+, R\d+, gdesc", code)),
+        "from shared memory": len(re.findall(r"GMMA\.\S+ R\d+, gdesc", code)),
     }
 
 

@@ -122,7 +122,7 @@ def route_case(
 ) -> OpCase:
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Outputs:
         tickets = x.new_zeros(FEW_ROWS, dtype=torch.int32) if with_tickets else None
-        outputs = route(x, weight, bias, TOP_K, tickets=tickets)
+        outputs = route(x, weight, bias, TOP_K, tickets=tickets)[:2]
         assert tickets is None or not tickets.any()
         return outputs
 
@@ -165,7 +165,9 @@ def pack_case(size: tuple[int, int, int], paired: bool, full_size: bool = False)
     )
 
 
-FEW, MANY = FewRowsConfig(chunks=2, stages=2), ManyRowsConfig(16, 64, 2, 2, 4)
+FEW, MANY = FewRowsConfig(stages=2, down_splits=1), ManyRowsConfig(16, 64, 2, 2, 4)
+FLOAT8 = ManyRowsConfig(32, 64, 2, 2, 4, least=8, float8=True)
+LEFT_OVER = ManyRowsConfig(32, 64, 2, 2, 4, least=8)
 CASES = (
     pack_case((2, 128, 64), paired=True),
     pack_case((2, 128, 64), paired=False),
@@ -182,15 +184,21 @@ CASES = (
     experts_case("one-row", SMALL, 1, FEW),
     experts_case("spread", (8, 192, 64), 2, FEW),
     experts_case("same", SMALL, 3, FEW, same),
-    experts_case("split", (8, 64, 192), 2, FewRowsConfig(chunks=2, stages=2, down_splits=2)),
+    experts_case("eight", (8, 192, 64), 8, FewRowsConfig(chunks=2, stages=2), crowded),
+    experts_case("split-of-nothing", (8, 64, 192), 2, FewRowsConfig(stages=2)),
+    experts_case("split-two", (8, 64, 320), 2, FewRowsConfig(stages=2)),
+    experts_case("split", (8, 64, 192), 5, FewRowsConfig(chunks=2, stages=2)),
     experts_case("half-held", SMALL, 2, FEW, held=slice(4, 8)),
     experts_case("one-row", SMALL, 1, MANY),
     experts_case("spread", (8, 192, 64), 5, MANY),
     experts_case("same", SMALL, 17, MANY, same),
     experts_case("crowded", (8, 64, 64), 18, MANY, crowded),
     experts_case("quarter-held", SMALL, 9, MANY, held=slice(2, 4)),
+    experts_case("float8", (8, 192, 64), 17, FLOAT8, crowded),
+    experts_case("float8-left-over", SMALL, 37, FLOAT8, same),
+    experts_case("left-over", SMALL, 37, LEFT_OVER, same),
     *(
-        experts_case(f"{model}-{rows}", size, rows, FewRowsConfig(down_splits=1 + 2 * (rows < 3)),
+        experts_case(f"{model}-{rows}", size, rows, FewRowsConfig(down_splits=1 + (rows < 3)),
                      full_size=True)
         for model, size in SIZES.items() for rows in (1, 2, 5, 8)
     ),
@@ -198,15 +206,22 @@ CASES = (
         experts_case(f"{model}-{rows}-{kind.__name__}", size, rows, config, kind, full_size=True)
         for model, size in SIZES.items()
         for rows, config in (
-            (17, ManyRowsConfig(16, 64, 4, 4, 4)),
-            (100, ManyRowsConfig(32, 64, 4, 3, 4)),
-            (1023, ManyRowsConfig(128, 128, 2, 4, 8)),
+            (9, ManyRowsConfig(8, 64, 2, 4, 4, float8=True)),
+            (17, ManyRowsConfig(16, 64, 4, 4, 4, float8=True)),
+            (18, ManyRowsConfig(16, 64, 4, 3, 4)),
+            (100, ManyRowsConfig(32, 128, 2, 4, 4, least=16, float8=True)),
+            (200, ManyRowsConfig(64, 128, 2, 3, 4, least=16)),
+            (1023, ManyRowsConfig(128, 128, 2, 3, 4, least=32)),
         )
         for kind in (spread, crowded)
     ),
-    experts_case("20b-8192", SIZES["20b"], 8192, ManyRowsConfig(256, 128, 2, 3, 8), full_size=True),
+    *(
+        experts_case(f"{model}-8192", SIZES[model], 8192,
+                     ManyRowsConfig(256, 128, 2, 3, 8, least=64), full_size=True)
+        for model in ("20b", "120b")
+    ),
     experts_case(
-        "120b-300-held", SIZES["120b"], 300, ManyRowsConfig(16, 64, 4, 4, 4), held=slice(64, 96),
-        full_size=True,
+        "120b-300-held", SIZES["120b"], 300, ManyRowsConfig(16, 128, 2, 4, 4, float8=True),
+        held=slice(64, 96), full_size=True,
     ),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from moeray.kernels.norm import add_rms_norm, rms_norm
 from moeray.kernels.qkv import qkv_rope_write
 from moeray.kernels.qkv_projection import qkv_projection
 from tests.kernels.dense_cases import (
+    EIGHT_OUTPUTS,
     EPS,
     MULTIPLY_ADD,
     ODD,
@@ -58,17 +59,26 @@ def test_norm_refuses(changed: dict[str, tuple[int, ...]], named: str, draw: Dra
 
 
 @pytest.mark.parametrize("config", [MULTIPLY_ADD, TENSOR_CORES], ids=["fma", "dot"])
-def test_rows_do_not_see_each_other(config: LinearConfig, draw: Draw) -> None:
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+def test_rows_do_not_see_each_other(config: LinearConfig, norm: bool, draw: Draw) -> None:
     """A NaN stays in its row, and a row's bits do not depend on the others."""
-    x, weight, bias = draw.normal(3, 72), draw.normal(20, 72), draw.normal(20)
-    gain = draw.normal(72)
-    whole = norm_linear(x, gain, EPS, weight, bias, config=config)
+    x, weight, bias = draw.normal(4, 72), draw.normal(20, 72), draw.normal(20)
+    own = {"norm_weight": draw.normal(72), "eps": EPS} if norm else {}
+    op = partial(norm_linear if norm else linear, weight=weight, bias=bias, config=config, **own)
+    whole = op(x)
     x[1] = torch.nan
-    spoiled = norm_linear(x, gain, EPS, weight, bias, config=config)
-    assert torch.equal(spoiled[::2], whole[::2])
+    spoiled = op(x)
+    assert torch.equal(spoiled[[0, 2, 3]], whole[[0, 2, 3]])
     assert spoiled[1].isnan().all()
-    alone = norm_linear(x[2:].contiguous(), gain, EPS, weight, bias, config=config)
-    assert torch.equal(alone, whole[2:])
+    # Two: a row alone is normed by the multiply-add kernel itself, and not rounded.
+    assert torch.equal(op(x[2:].contiguous()), whole[2:])
+
+
+@pytest.mark.parametrize("config", [MULTIPLY_ADD, TENSOR_CORES, None], ids=["fma", "dot", "own"])
+def test_norm_of_rows_is_the_norm_kernel(config: LinearConfig | None, draw: Draw) -> None:
+    x, gain, weight = draw.normal(2, 72, scale=40.0), draw.normal(72), draw.normal(20, 72)
+    apart = linear(rms_norm(x, gain, EPS), weight, config=config)
+    assert torch.equal(norm_linear(x, gain, EPS, weight, config=config), apart)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +135,28 @@ def test_rows_that_share_a_slot_leave_one_of_theirs(draw: Draw) -> None:
     assert (left[5] == values).any(0).all()
     others = torch.arange(len(left), device=left.device) != 5
     assert torch.equal(left[others], before.flatten(0, 1)[others])
+
+
+@pytest.mark.parametrize("config", [MULTIPLY_ADD, EIGHT_OUTPUTS, TENSOR_CORES, None])
+def test_linear_is_the_same_every_time(
+    config: LinearConfig | None, draw: Draw, device: torch.device
+) -> None:
+    in_features = 2880 if device.type == "cuda" and config is None else 136
+    x, weight, gain = draw.normal(2, in_features), draw.normal(33, in_features), draw.normal(2880)
+    call = partial(norm_linear, x, gain[:in_features], EPS, weight, config=config)
+    assert torch.equal(call(), call())
+
+
+@pytest.mark.parametrize("config", [EIGHT_OUTPUTS, TENSOR_CORES], ids=["eight", "sixteen"])
+def test_products_keep_every_input(config: LinearConfig, draw: Draw) -> None:
+    """Each input counts once, with its own weight: the sums are exact."""
+    in_features = 136
+    x = torch.zeros(8, in_features, dtype=torch.bfloat16, device=draw.device)
+    weight = draw.integers(-8, 8, 24, in_features).to(torch.bfloat16)
+    for first in (0, 24, 64, 128):
+        x.zero_()
+        x[:, first : first + 8] = torch.eye(8, device=draw.device)
+        assert torch.equal(linear(x, weight, config=config), weight[:, first : first + 8].t())
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -12,8 +12,6 @@ def test_weights_go_from_registers_to_tensor_cores() -> None:
     command = [sys.executable, "-m", "tests.kernels.hopper"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     kernels = json.loads(done.stdout)
-    assert kernels["few rows"]["of a warp"] > 0
     for name, kernel in kernels.items():
         assert (kernel["stack"], kernel["spills"], kernel["from shared memory"]) == (0, 0, 0), name
-        if name != "few rows":
-            assert kernel["from registers"] > 0, name
+        assert kernel["from registers"] > 0, name

@@ -13,13 +13,13 @@ from moeray.kernels.moe import expert_sums
 from moeray.kernels.moe_few_rows import FewRowsConfig, experts_few_rows
 from moeray.kernels.moe_many_rows import ManyRowsConfig, combined, experts_many_rows
 from moeray.kernels.mxfp4_layout import pack_mxfp4
-from moeray.kernels.routing import FEW_ROWS, route, sort_choices
+from moeray.kernels.routing import FEW_ROWS, Routed, route, sort_choices
 from tests.kernels.moe_cases import ALPHA, LIMIT, layer, spread
 from tests.kernels.op_cases import Draw
 
 SIZE = (8, 64, 64)
 """Experts, hidden, width."""
-FEW, MANY = FewRowsConfig(chunks=2, stages=2, down_splits=1), ManyRowsConfig(16, 64, 2, 2, 4)
+FEW, MANY = FewRowsConfig(stages=2, down_splits=1), ManyRowsConfig(16, 64, 2, 2, 4)
 
 
 def case(device: torch.device, rows: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -79,19 +79,19 @@ def test_terms_are_added_in_the_order_of_the_reference(device: torch.device, ran
 def test_every_run_gives_the_same_bits(device: torch.device, rows: int) -> None:
     x, experts, weights, tensors = case(device, rows)
     held = packed(tensors)
-    first = expert_sums(x, experts, weights, held)
-    assert torch.equal(expert_sums(x, experts, weights, held), first)
+    first = expert_sums(x, Routed(experts, weights, None), held)
+    assert torch.equal(expert_sums(x, Routed(experts, weights, None), held), first)
     # The last program of a tile counts on it.
     assert not held.tickets(SIZE[1]).any()
 
 
 def test_no_rows_give_no_sums(device: torch.device) -> None:
     x, experts, weights, tensors = case(device, 1)
-    got = expert_sums(x[:0], experts[:0], weights[:0], packed(tensors))
+    got = expert_sums(x[:0], Routed(experts[:0], weights[:0], None), packed(tensors))
     assert got.shape == (0, SIZE[1])
     assert got.dtype == torch.float32
     router = x.new_zeros(16, SIZE[1])
-    assert [len(t) for t in route(x[:0], router, router[:, 0], 4)] == [0, 0]
+    assert [len(t) for t in route(x[:0], router, router[:, 0], 4)[:2]] == [0, 0]
 
 
 @pytest.mark.parametrize("tile", [4, 64])
@@ -116,11 +116,11 @@ def test_bad_shapes_are_named(device: torch.device) -> None:
     x, experts, weights, tensors = case(device, 2)
     held = packed(tensors)
     with pytest.raises(ValueError, match=r"^x: \[2, 64\] expected"):
-        expert_sums(x[:, :32], experts, weights, held)
+        expert_sums(x[:, :32], Routed(experts, weights, None), held)
     with pytest.raises(ValueError, match=r"^weights: "):
-        expert_sums(x, experts, weights[:1], held)
+        expert_sums(x, Routed(experts, weights[:1], None), held)
     with pytest.raises(ValueError, match=r"^experts: 4 "):
-        expert_sums(x, experts[:, :2], weights[:, :2], held)
+        expert_sums(x, Routed(experts[:, :2], weights[:, :2], None), held)
     with pytest.raises(ValueError, match=r"^gate_up_blocks: experts 1 to 8 "):
         packed(tensors, first_expert=1)
     with pytest.raises(ValueError, match=r"^weight: "):
@@ -130,13 +130,13 @@ def test_bad_shapes_are_named(device: torch.device) -> None:
 
 
 def test_weights_that_do_not_fit_the_layout_are_refused(device: torch.device) -> None:
-    blocks = torch.zeros((2, 16, 2, 16), dtype=torch.uint8, device=device)
-    scales = torch.full((2, 16, 2), 120, dtype=torch.uint8, device=device)
+    blocks = torch.zeros((2, 64, 2, 16), dtype=torch.uint8, device=device)
+    scales = torch.full((2, 64, 2), 120, dtype=torch.uint8, device=device)
     with pytest.raises(ValueError, match=r"^scales: one is above 2\.0"):
         pack_mxfp4(blocks, scales + 9, paired=False)
     with pytest.raises(ValueError, match=r"^blocks: rows of a multiple of 64"):
         pack_mxfp4(blocks[:, :, :1], scales[:, :, :1], paired=False)
-    with pytest.raises(ValueError, match=r"^blocks: a multiple of 8 pairs"):
+    with pytest.raises(ValueError, match=r"^blocks: a multiple of 64 rows"):
         pack_mxfp4(blocks[:, :8], scales[:, :8], paired=True)
     with pytest.raises(ValueError, match=r"^scales: uint8"):
         pack_mxfp4(blocks, scales[:, :8], paired=True)
@@ -149,6 +149,6 @@ def test_tickets_are_as_many_as_few_rows(device: torch.device) -> None:
     x = draw.normal(FEW_ROWS, 64, dtype=draw.bfloat16)
     weight, bias = draw.normal(16, 64, dtype=draw.bfloat16), draw.normal(16, dtype=draw.bfloat16)
     tickets = torch.zeros(FEW_ROWS, dtype=torch.int32, device=device)
-    with_tickets = route(x, weight, bias, 4, tickets=tickets)
-    without = route(x, weight, bias, 4)
+    with_tickets = route(x, weight, bias, 4, tickets=tickets)[:2]
+    without = route(x, weight, bias, 4)[:2]
     assert all(map(torch.equal, with_tickets, without))

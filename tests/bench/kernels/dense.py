@@ -37,7 +37,7 @@ def benchmarks() -> Iterator[Benchmark]:
         yield _qkv_rope_write(rows)
 
 
-def _normal(*shape: int) -> Tensor:
+def normal(*shape: int) -> Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
 
@@ -50,7 +50,7 @@ def _add_rms_norm(rows: int) -> Benchmark:
     moved = (4 * rows + 1) * HIDDEN * 2
 
     def call() -> Call:
-        x, residual, weight = _normal(rows, HIDDEN), _normal(rows, HIDDEN), _normal(HIDDEN)
+        x, residual, weight = normal(rows, HIDDEN), normal(rows, HIDDEN), normal(HIDDEN)
         return lambda: add_rms_norm(x, residual, weight, EPS)
 
     return Benchmark(
@@ -67,19 +67,19 @@ def _linear(op: str, rows: int, in_features: int, out_features: int, *, norm: bo
 
     def ours() -> Call:
         x, weight, gain = (
-            _normal(rows, in_features),
-            _normal(out_features, in_features),
-            _normal(in_features),
+            normal(rows, in_features),
+            normal(out_features, in_features),
+            normal(in_features),
         )
-        bias = None if unembedding else _normal(out_features)
-        residual = _normal(rows, out_features) if added else None
+        bias = None if unembedding else normal(out_features)
+        residual = normal(rows, out_features) if added else None
         if norm:
             return lambda: norm_linear(x, gain, EPS, weight, bias, out_dtype=out_dtype)
         return lambda: linear(x, weight, bias, residual, out_dtype=out_dtype)
 
     def theirs() -> Call:
-        x, weight = _normal(rows, in_features), _normal(out_features, in_features)
-        bias = None if unembedding else _normal(out_features)
+        x, weight = normal(rows, in_features), normal(out_features, in_features)
+        bias = None if unembedding else normal(out_features)
         return lambda: F.linear(x, weight, bias)
 
     out_bytes = rows * out_features * (out_dtype.itemsize + (2 if added else 0))
@@ -95,26 +95,26 @@ def _linear(op: str, rows: int, in_features: int, out_features: int, *, norm: bo
     )
 
 
-def _caches(rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def caches(rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tables, caches, and slots as of so many sequences of some blocks each."""
     blocks = 2 * -(-rows // BLOCK_TOKENS) + 1
     shape = (blocks, BLOCK_TOKENS, KV_HEADS, HEAD_DIM)
     angles = torch.rand(rows, HEAD_DIM // 2, device="cuda")
     slots = torch.randperm(blocks * BLOCK_TOKENS, device="cuda")[:rows]
-    return angles.cos(), angles.sin(), _normal(*shape), _normal(*shape), slots
+    return angles.cos(), angles.sin(), normal(*shape), normal(*shape), slots
 
 
 def _qkv_projection(rows: int) -> Benchmark:
     weight_bytes = QKV * HIDDEN * 2
 
     def ours() -> Call:
-        x, gain = _normal(rows, HIDDEN), _normal(HIDDEN)
-        weight, bias = _normal(QKV, HIDDEN), _normal(QKV)
-        caches = _caches(rows)
-        return lambda: qkv_projection(x, gain, EPS, weight, bias, *caches, query_heads=QUERY_HEADS)
+        x, gain = normal(rows, HIDDEN), normal(HIDDEN)
+        weight, bias = normal(QKV, HIDDEN), normal(QKV)
+        rest = caches(rows)
+        return lambda: qkv_projection(x, gain, EPS, weight, bias, *rest, query_heads=QUERY_HEADS)
 
     def theirs() -> Call:
-        x, weight, bias = _normal(rows, HIDDEN), _normal(QKV, HIDDEN), _normal(QKV)
+        x, weight, bias = normal(rows, HIDDEN), normal(QKV, HIDDEN), normal(QKV)
         return lambda: F.linear(x, weight, bias)
 
     return Benchmark(
@@ -133,8 +133,8 @@ def _qkv_rope_write(rows: int) -> Benchmark:
     moved = rows * (2 * QKV * 2 + HEAD_DIM * 4 + 8)
 
     def call() -> Call:
-        qkv, bias, caches = _normal(rows, QKV), _normal(QKV), _caches(rows)
-        return lambda: qkv_rope_write(qkv, *caches, query_heads=QUERY_HEADS, bias=bias)
+        qkv, bias, rest = normal(rows, QKV), normal(QKV), caches(rows)
+        return lambda: qkv_rope_write(qkv, *rest, query_heads=QUERY_HEADS, bias=bias)
 
     return Benchmark(
         op="qkv_rope_write",

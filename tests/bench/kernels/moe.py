@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.moe import expert_sums
-from moeray.kernels.routing import FEW_ROWS, route
+from moeray.kernels.routing import FEW_ROWS, Routed, route
 from tests.bench.kernels import triton_kernels_peer as peer
 from tests.bench.kernels.benchmark import Benchmark
 from tests.bench.kernels.models import MODELS, Dimensions
@@ -115,13 +115,12 @@ def rows_of(model: Dimensions, rows: int) -> list[Tensor]:
     return list(torch.randn(shape, device="cuda", generator=generator).bfloat16())
 
 
-def routed(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+def routed(layer: Layer, x: Tensor) -> Routed:
     return route(x, layer.router, layer.router_bias, layer.model.top_k, tickets=layer.tickets)
 
 
 def layer_sums(layer: Layer, held: ExpertWeights, x: Tensor) -> Tensor:
-    experts, weights = routed(layer, x)
-    return expert_sums(x, experts, weights, held)
+    return expert_sums(x, routed(layer, x), held)
 
 
 def _calls(
@@ -142,8 +141,7 @@ def _peer(layer: Layer) -> Callable[[Tensor], Tensor]:
 
 
 def _distinct(layer: Layer, x: Tensor) -> int:
-    experts, _ = routed(layer, x)
-    return len(experts.unique())
+    return len(routed(layer, x).experts.unique())
 
 
 def _bytes(low: int, high: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -6,10 +6,11 @@ parallel; one that does not fit the GPU's shared memory is left out.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,23 +26,27 @@ from tests.bench.kernels.timing import fastest
 Config = FewRowsConfig | ManyRowsConfig
 
 FEW = (
-    (32, 4, 4, 2, 2),
-    (32, 4, 6, 2, 2),
-    (64, 4, 3, 1),
-    (64, 4, 4, 2),
-    (64, 4, 6, 2),
-    (64, 2, 8, 2),
-    (128, 4, 3, 1),
+    (64, 4, 3, 1, 4),
+    (64, 4, 4, 1, 4),
+    (64, 4, 4, 2, 4),
+    (64, 4, 5, 2, 4),
+    (128, 4, 3, 1, 4),
+    (128, 4, 3, 2, 4),
 )
-MANY: dict[int, tuple[tuple[int, ...], ...]] = {
-    16: ((64, 4, 2, 4), (64, 4, 3, 4), (64, 4, 4, 4), (64, 2, 4, 4), (128, 2, 3, 4)),
-    32: ((64, 4, 3, 4), (64, 2, 4, 4), (128, 2, 3, 4), (128, 2, 4, 4), (128, 4, 2, 4)),
-    64: ((128, 2, 2, 4), (128, 2, 3, 4), (256, 2, 3, 8), (128, 4, 2, 4)),
-    128: ((128, 2, 2, 4), (128, 2, 3, 4), (128, 2, 4, 4), (128, 2, 3, 8), (256, 2, 3, 8),
-          (256, 2, 4, 8)),
-    256: ((128, 2, 2, 8), (128, 2, 3, 8)),
+"""Weight rows, chunks, stages, splits of the second product, warps."""
+MANY: dict[int, tuple[tuple[Any, ...], ...]] = {
+    8: ((64, 4, 3, 4, 8, True), (128, 4, 2, 4, 8, True), (128, 4, 3, 4, 8, True)),
+    16: ((64, 4, 3, 4, 8, True), (128, 4, 2, 4, 8, True), (128, 4, 3, 4, 8, True),
+         (64, 4, 3, 4, 16)),
+    32: ((128, 2, 3, 4, 8, True, 168), (128, 2, 4, 4, 8, True, 168), (128, 4, 3, 4, 8, True, 168),
+         (64, 2, 4, 4, 8, True), (128, 2, 3, 4, 16)),
+    64: ((128, 2, 3, 4, 16), (128, 2, 3, 4, 32), (64, 2, 4, 4, 16, True)),
+    128: ((128, 2, 3, 4, 32), (128, 2, 3, 4, 64), (128, 2, 3, 8, 32), (256, 2, 3, 8, 32)),
+    256: ((128, 2, 3, 8, 64), (128, 2, 3, 8, 256)),
 }  # fmt: skip
-"""By choices of a program: weight rows, chunks, stages, warps, registers."""
+"""By choices of a program: weight rows, chunks, stages, warps, least choices, float8, registers."""
+SENSIBLE = {8: (0, 6), 16: (0.5, 17), 32: (5, 40), 64: (12, 100), 128: (30, 300), 256: (100, 4096)}
+"""By choices of a program: choices per expert between which it is tried."""
 
 
 def main() -> None:
@@ -61,15 +66,19 @@ def main() -> None:
 
 
 def compile_all(models: Sequence[Dimensions], rows: Sequence[int], processes: int) -> None:
-    """Fills Triton's cache, in parallel: compiling takes longer than measuring."""
-    jobs = [
-        (model, count, config)
-        for model in models
+    """Fills Triton's cache, in parallel: compiling takes longer than measuring.
+
+    The models' expert kernels are the same, so it is done for the first one.
+    """
+    model = models[0]
+    jobs = {
+        (count if isinstance(config, FewRowsConfig) else 32, config)
+        for each in models
         for count in rows
-        for config in configs(count, count * model.top_k / model.experts)
-    ]
+        for config in configs(count, count * each.top_k / each.experts)
+    }
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        list(pool.map(_compile, *zip(*jobs, strict=True)))
+        list(pool.map(partial(_compile, model), *zip(*jobs, strict=True)))
 
 
 def configs(rows: int, choices_per_expert: float) -> Iterator[Config]:
@@ -77,8 +86,8 @@ def configs(rows: int, choices_per_expert: float) -> Iterator[Config]:
         for choice in FEW:
             yield FewRowsConfig(*choice)
     for height, choices in MANY.items():
-        least = 0 if height == 16 else height / 3
-        if least <= choices_per_expert <= height or choices_per_expert > height >= 128:
+        least, most = SENSIBLE[height]
+        if least <= choices_per_expert <= most:
             for choice in choices:
                 yield ManyRowsConfig(height, *choice)
 
@@ -111,10 +120,11 @@ def _compile(model: Dimensions, rows: int, config: Config) -> None:
 
 
 def _run(layer: Layer, held: ExpertWeights, x: Tensor, config: Config) -> Tensor:
-    experts, weights = routed(layer, x)
-    if isinstance(config, FewRowsConfig):
-        return experts_few_rows(x, experts, weights, held, config=config)
-    return experts_many_rows(x, experts, weights, held, config=config)
+    experts, weights, split = routed(layer, x)
+    run: Callable[..., Tensor] = (
+        experts_few_rows if isinstance(config, FewRowsConfig) else experts_many_rows
+    )
+    return run(x, experts, weights, held, split=split, config=config)
 
 
 if __name__ == "__main__":

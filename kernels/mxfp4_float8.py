@@ -1,0 +1,199 @@
+"""Products of few rows with MXFP4 weights on the tensor cores for 8-bit floats, in Triton.
+
+For up to 32 rows of an expert, where time goes into making weights from their words: a weight
+becomes an e5m2 number with .6 integer instructions (as bfloat16 with 1.9 and a product), without
+its scale. The rows come as two e4m3 terms (float8.py), which lie under one another, so the weights
+meet both in one product; nothing of what bfloat16 rows have is lost.
+
+The sums over the 32 values of one scale are multiplied by it in float32, so each block needs sums
+of its own. The tensor cores make 16 columns at least: with up to 8 rows, these are the rows' sums
+over 2 blocks, over 4 or 8 with fewer. The second operand then has zeros wherever row and column
+belong to different blocks.
+"""
+
+import triton
+from triton import language as tl
+
+from moeray.kernels.launch import INTERPRETED
+from moeray.kernels.mxfp4_layout import factors_of
+from moeray.kernels.mxfp4_product import e2m1
+
+
+@triton.jit
+def split_product(  # type: ignore[no-untyped-def]
+    terms_ptr,
+    rows,
+    some_rows,
+    words_ptr,
+    factors_ptr,
+    n,
+    some_n,
+    first,
+    last,
+    K: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Weights [BN, K] times rows [BM, K], in part: float32 [BN, BM].
+
+    terms_ptr points to terms as in ``SplitRows``, of which those of ``rows`` [BM] are taken; the
+    rest is as for ``mxfp4_product.product``. With BM of 2 or 4, CHUNKS is a multiple of 8 / BM.
+    """
+    BN: tl.constexpr = n.shape[0]
+    BM: tl.constexpr = rows.shape[0]
+    BLOCKS: tl.constexpr = max(1, 16 // BM)
+    # Chunks of the last load, which may end early.
+    REST: tl.constexpr = (K // 64 - 1) % CHUNKS + 1
+    acc = tl.zeros((BN, BLOCKS * BM), tl.float32)
+    factors_ptrs = factors_of(factors_ptr, n, K)
+    for load in tl.range(first, last, num_stages=STAGES):
+        if BLOCKS == 1:
+            for chunk in tl.static_range(CHUNKS):
+                place = load * CHUNKS + chunk
+                if chunk % 2 == 0:
+                    factors = _factors(factors_ptrs, some_n, place // 2, K)
+                values = _halves(_words(words_ptr, n, some_n, place, 1, chunk >= REST, K))
+                for half in tl.static_range(2):
+                    block = place * 2 + half
+                    terms = _terms(terms_ptr, rows, some_rows, block, 1, chunk >= REST, K)
+                    scale = _scale(factors, block % 4)[:, None]
+                    acc = _added(acc, values[half], terms, scale)
+        else:
+            EACH: tl.constexpr = BLOCKS // 2
+            tl.static_assert(CHUNKS // EACH * EACH == CHUNKS, "chunks: a multiple of 8 / rows")
+            for part in tl.static_range(CHUNKS // EACH):
+                place = load * CHUNKS + part * EACH
+                words = _words(words_ptr, n, some_n, place, EACH, (part + 1) * EACH > REST, K)
+                values = _in_blocks(_halves(words))
+                terms = _terms(
+                    terms_ptr, rows, some_rows, place * 2, BLOCKS, (part + 1) * EACH > REST, K
+                )
+                block = tl.arange(0, BLOCKS * BM)[None, :] // BM + place * 2
+                factors = _factors(factors_ptrs, some_n, place // 2, K)[:, None]
+                if BLOCKS == 8:
+                    later = _factors(factors_ptrs, some_n, place // 2 + 1, K)[:, None]
+                    factors = tl.where(block // 4 == place // 2, factors, later)
+                acc = _added(acc, values, terms, _scale(factors, block % 4))
+    return tl.sum(tl.reshape(acc, (BN, BLOCKS, BM)), 1)
+
+
+@triton.jit
+def _words(  # type: ignore[no-untyped-def]
+    words_ptr, n, some_n, place, chunks: tl.constexpr, early: tl.constexpr, K: tl.constexpr
+):
+    """Bytes [BN, 32 chunks] of chunks from ``place`` on; zeros after the row, if it ends ``early``.
+
+    ``words_of`` in bytes.
+    """
+    at = tl.arange(0, 32 * chunks)
+    some = some_n[:, None]
+    if early:
+        some = some & (place * 32 + at < K // 2)[None, :]
+    rows = n // 64 * (32 * K) + n % 64 * 32
+    places = rows[:, None] + (at // 32 * 2048 + at % 32)[None, :]
+    bytes_ptr = words_ptr.to(tl.pointer_type(tl.int8))
+    return tl.load(bytes_ptr + place * 2048 + places, mask=some, other=0)
+
+
+@triton.jit
+def _factors(factors_ptrs, some_n, pair, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The four scales [BN] of a pair of chunks."""
+    return tl.load(factors_ptrs + pair * 64, mask=some_n & (pair < (K + 127) // 128), other=0)
+
+
+@triton.jit
+def _terms(  # type: ignore[no-untyped-def]
+    terms_ptr,
+    rows,
+    some_rows,
+    block,
+    blocks: tl.constexpr,
+    early: tl.constexpr,
+    K: tl.constexpr,
+):
+    """Both terms of rows and blocks from ``block`` on, [64 blocks, blocks BM], in a diagonal."""
+    BM: tl.constexpr = rows.shape[0]
+    at = tl.arange(0, 64 * blocks)[:, None]
+    column = tl.arange(0, blocks * BM)
+    own = tl.reshape(tl.broadcast_to(rows[None, :], (blocks, BM)), (blocks * BM,))
+    some = tl.broadcast_to(some_rows[None, :], (blocks, BM))
+    some = tl.reshape(some, (blocks * BM,))[None, :] & (at // 64 == column[None, :] // BM)
+    if early:
+        some = some & (block * 64 + at < 2 * K)
+    at += block * 64
+    return tl.load(terms_ptr + own[None, :] * (2 * K) + at, mask=some, other=0.0)
+
+
+@triton.jit
+def _added(acc, values, terms, scales):  # type: ignore[no-untyped-def]
+    """acc [BN, C] plus values [BN, K] times both terms [2 K, C], times scales."""
+    BN: tl.constexpr = values.shape[0]
+    K: tl.constexpr = values.shape[1]
+    blocks = tl.reshape(values, (BN, K // 32, 32))
+    twice = tl.reshape(tl.permute(tl.join(blocks, blocks), (0, 1, 3, 2)), (BN, 2 * K))
+    if INTERPRETED:
+        terms = terms.to(tl.float32)
+    sums = tl.dot(twice, terms, out_dtype=tl.float32)
+    # One instruction also in kernels that must not fuse other products into sums.
+    return tl.fma(sums, tl.broadcast_to(scales, acc.shape), acc)
+
+
+@triton.jit
+def _in_blocks(halves):  # type: ignore[no-untyped-def]
+    """The first and second blocks of chunks, [BN, 32 C] each, in the order of the row."""
+    BN: tl.constexpr = halves[0].shape[0]
+    C: tl.constexpr = halves[0].shape[1] // 32
+    both = tl.reshape(tl.join(halves[0], halves[1]), (BN, C, 32, 2))
+    return tl.reshape(tl.permute(both, (0, 1, 3, 2)), (BN, C * 64))
+
+
+@triton.jit
+def _halves(words):  # type: ignore[no-untyped-def]
+    """The values of each byte, int8 [BN, 32]: those of both blocks of 32, e5m2 (float32 where
+    interpreted), 2**14 times too small.
+    """
+    if INTERPRETED:
+        bits = words.to(tl.int32)
+        return e2m1(bits >> 7, bits >> 3) * 2**-14, e2m1(bits >> 6, bits) * 2**-14
+    # Four bytes at once: 5 integer instructions for 8 weights.
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 a, b;
+        shr.u32 a, $2, 2;
+        and.b32 b, $2, 0x80808080;
+        and.b32 a, a, 0x0E0E0E0E;
+        or.b32 $0, a, b;
+        shl.b32 a, $2, 1;
+        and.b32 $1, a, 0x8E8E8E8E;
+        }
+        """,
+        "=r,=r,r",
+        [words],
+        dtype=(tl.float8e5, tl.float8e5),
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def _scale(factors, i):  # type: ignore[no-untyped-def]
+    """Scale i of the four in a word, times 2**14, float32."""
+    bits = _rotated_left(factors, 24 - i * 8)
+    return (bits & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _rotated_left(word, bits):  # type: ignore[no-untyped-def]
+    """int32, by ``bits`` of its 32."""
+    if INTERPRETED:
+        wide = word.to(tl.uint32, bitcast=True).to(tl.uint64)
+        return ((wide << bits) | (wide >> (32 - bits))).to(tl.uint32).to(tl.int32, bitcast=True)
+    return tl.inline_asm_elementwise(
+        "shf.l.wrap.b32 $0, $1, $1, $2;",
+        "=r,r,r",
+        [word, bits],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
