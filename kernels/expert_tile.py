@@ -39,11 +39,12 @@ def expert_product(  # type: ignore[no-untyped-def]
         acc = tl.zeros((BN, BM), tl.float32)
         acc = product(
             x_ptr + rows * K, some, words_ptr, factors_ptr, n, some_n, acc, first, last,
-            K, CHUNKS, STAGES,
+            K, N, CHUNKS, STAGES,
         )  # fmt: skip
     else:
         acc = split_product(
-            x_ptr, rows, some, words_ptr, factors_ptr, n, some_n, first, last, K, CHUNKS, STAGES,
+            x_ptr, rows, some, words_ptr, factors_ptr, n, some_n, first, last, K, N,
+            CHUNKS, STAGES,
         )  # fmt: skip
         acc *= tl.load(scales_ptr + rows, mask=some, other=0.0)[None, :]
     return acc

@@ -75,7 +75,8 @@ class ExpertWeights:
     @property
     def hidden_growth(self) -> float:
         """The power of two that brings hidden values, which SwiGLU's limit bounds, up to an e4m3's
-        greatest."""
+        greatest. Two terms of what it gives are off by 2**-10 at most, so with gpt-oss's limit of 7
+        hidden values of .03 are as exact as in bfloat16, and smaller ones less."""
         return float(2.0 ** math.floor(math.log2(448 / (self.limit * (self.limit + 1)))))
 
     @property

@@ -2,7 +2,7 @@
 
 Tensor cores of 8-bit floats take an MXFP4 weight after few instructions, and bfloat16 rows as two
 terms: the nearest e4m3 value and what is left, in e4m3 again. Together they have the 8 bits of a
-bfloat16, down to 2**-18 of the row's greatest value.
+bfloat16, down to 2**-17 of the row's greatest value.
 """
 
 from typing import Final, NamedTuple
@@ -28,7 +28,8 @@ class SplitRows(NamedTuple):
     """Rows [R, K] as ``mxfp4_float8.py`` takes them: row r is (first + second) * scales[r].
 
     terms float8_e4m3fn [R, K / 32, 2, 32]: of a block of 32 values first and second terms, each in
-    the order of the weights' bytes (``place_in_block``); scales float32 [R], powers of two.
+    the order of the weights' bytes (``place_in_block``); scales float32 [R], powers of two, or NaN
+    for a row that has a value that is not finite.
     """
 
     terms: Tensor
@@ -58,13 +59,14 @@ def _split_rows(x_ptr, terms_ptr, scales_ptr, K: tl.constexpr):  # type: ignore[
 
 @triton.jit
 def split_row(x_ptr, terms_ptr, scales_ptr, row, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Row ``row`` of x [R, K] in two terms, its greatest value scaled into 128 to 256."""
+    """Row ``row`` of x [R, K] in two terms, its greatest value brought between 128 and 256."""
     k = tl.arange(0, triton.next_power_of_2(K))
     x = wide(tl.load(x_ptr + row * K + k, mask=k < K, other=0.0)).to(tl.float32)
-    most = tl.max(tl.abs(x), 0)
-    exponent = (most.to(tl.int32, bitcast=True) >> 23) & 255
-    exponent = tl.minimum(tl.maximum(exponent, 8), 253)
-    tl.store(scales_ptr + row, ((exponent - 7) << 23).to(tl.float32, bitcast=True))
+    greatest = tl.max((x.to(tl.int32, bitcast=True) >> 23) & 255, 0)
+    exponent = tl.minimum(tl.maximum(greatest, 8), 253)
+    scale = ((exponent - 7) << 23).to(tl.float32, bitcast=True)
+    # What is not finite has no terms: it makes all that comes of its row NaN.
+    tl.store(scales_ptr + row, tl.where(greatest == 255, float("nan"), scale))
     x *= ((261 - exponent) << 23).to(tl.float32, bitcast=True)
     store_terms(terms_ptr + row * (2 * K), k, x, k < K)
 

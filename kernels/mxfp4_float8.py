@@ -1,9 +1,9 @@
 """Products of few rows with MXFP4 weights on the tensor cores for 8-bit floats, in Triton.
 
-For up to 32 rows of an expert, where time goes into making weights from their words: a weight
-becomes an e5m2 number with .6 integer instructions (as bfloat16 with 1.9 and a product), without
-its scale. The rows come as two e4m3 terms (float8.py), which lie under one another, so the weights
-meet both in one product; nothing of what bfloat16 rows have is lost.
+For up to 32 rows of an expert, where making weights from their words would keep the memory waiting:
+a weight becomes an e5m2 number, without its scale, with .6 integer instructions; a bfloat16 takes
+1.9 and a product. The rows come as two e4m3 terms (float8.py), which lie under one another, so that
+the weights meet both in one product.
 
 The sums over the 32 values of one scale are multiplied by it in float32, so each block needs sums
 of its own. The tensor cores make 16 columns at least: with up to 8 rows, these are the rows' sums
@@ -15,7 +15,6 @@ import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED
-from moeray.kernels.mxfp4_layout import factors_of
 from moeray.kernels.mxfp4_product import e2m1
 
 
@@ -31,6 +30,7 @@ def split_product(  # type: ignore[no-untyped-def]
     first,
     last,
     K: tl.constexpr,
+    N: tl.constexpr,
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -42,63 +42,64 @@ def split_product(  # type: ignore[no-untyped-def]
     BN: tl.constexpr = n.shape[0]
     BM: tl.constexpr = rows.shape[0]
     BLOCKS: tl.constexpr = max(1, 16 // BM)
-    # Chunks of the last load, which may end early.
+    # Chunks of one product or two, and of the last load, which may end early.
+    EACH: tl.constexpr = max(1, BLOCKS // 2)
+    tl.static_assert(CHUNKS // EACH * EACH == CHUNKS, "chunks: a multiple of 8 / rows")
     REST: tl.constexpr = (K // 64 - 1) % CHUNKS + 1
     acc = tl.zeros((BN, BLOCKS * BM), tl.float32)
-    factors_ptrs = factors_of(factors_ptr, n, K)
+    words_ptrs = words_ptr.to(tl.pointer_type(tl.int8)) + n[:, None] * 32
+    factors_ptrs = factors_ptr + n
     for load in tl.range(first, last, num_stages=STAGES):
-        if BLOCKS == 1:
-            for chunk in tl.static_range(CHUNKS):
-                place = load * CHUNKS + chunk
-                if chunk % 2 == 0:
-                    factors = _factors(factors_ptrs, some_n, place // 2, K)
-                values = _halves(_words(words_ptr, n, some_n, place, 1, chunk >= REST, K))
+        for part in tl.static_range(CHUNKS // EACH):
+            place = load * CHUNKS + part * EACH
+            words = _words(words_ptrs, some_n, place, EACH, (part + 1) * EACH > REST, K, N)
+            if part % 2 == 0 or BLOCKS > 1:
+                factors = _factors(factors_ptrs, some_n, place // 2, K, N)
+            if BLOCKS == 1:
+                values = _halves(words)
                 for half in tl.static_range(2):
                     block = place * 2 + half
-                    terms = _terms(terms_ptr, rows, some_rows, block, 1, chunk >= REST, K)
-                    scale = _scale(factors, block % 4)[:, None]
-                    acc = _added(acc, values[half], terms, scale)
-        else:
-            EACH: tl.constexpr = BLOCKS // 2
-            tl.static_assert(CHUNKS // EACH * EACH == CHUNKS, "chunks: a multiple of 8 / rows")
-            for part in tl.static_range(CHUNKS // EACH):
-                place = load * CHUNKS + part * EACH
-                words = _words(words_ptr, n, some_n, place, EACH, (part + 1) * EACH > REST, K)
-                values = _in_blocks(_halves(words))
+                    terms = _terms(terms_ptr, rows, some_rows, block, 1, part >= REST, K)
+                    acc = _added(acc, values[half], terms, _scale(factors, block % 4)[:, None])
+            else:
                 terms = _terms(
                     terms_ptr, rows, some_rows, place * 2, BLOCKS, (part + 1) * EACH > REST, K
                 )
                 block = tl.arange(0, BLOCKS * BM)[None, :] // BM + place * 2
-                factors = _factors(factors_ptrs, some_n, place // 2, K)[:, None]
+                scales = factors[:, None]
                 if BLOCKS == 8:
-                    later = _factors(factors_ptrs, some_n, place // 2 + 1, K)[:, None]
-                    factors = tl.where(block // 4 == place // 2, factors, later)
-                acc = _added(acc, values, terms, _scale(factors, block % 4))
+                    later = _factors(factors_ptrs, some_n, place // 2 + 1, K, N)[:, None]
+                    scales = tl.where(block // 4 == place // 2, scales, later)
+                acc = _added(acc, _in_blocks(_halves(words)), terms, _scale(scales, block % 4))
     return tl.sum(tl.reshape(acc, (BN, BLOCKS, BM)), 1)
 
 
 @triton.jit
 def _words(  # type: ignore[no-untyped-def]
-    words_ptr, n, some_n, place, chunks: tl.constexpr, early: tl.constexpr, K: tl.constexpr
+    words_ptrs,
+    some_n,
+    place,
+    chunks: tl.constexpr,
+    early: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
 ):
     """Bytes [BN, 32 chunks] of chunks from ``place`` on; zeros after the row, if it ends ``early``.
 
-    ``words_of`` in bytes.
+    words_ptrs [BN, 1] point to the rows' first bytes.
     """
     at = tl.arange(0, 32 * chunks)
     some = some_n[:, None]
     if early:
         some = some & (place * 32 + at < K // 2)[None, :]
-    rows = n // 64 * (32 * K) + n % 64 * 32
-    places = rows[:, None] + (at // 32 * 2048 + at % 32)[None, :]
-    bytes_ptr = words_ptr.to(tl.pointer_type(tl.int8))
-    return tl.load(bytes_ptr + place * 2048 + places, mask=some, other=0)
+    at = place * (32 * N) + at // 32 * (32 * N) + at % 32
+    return tl.load(words_ptrs + at[None, :], mask=some, other=0)
 
 
 @triton.jit
-def _factors(factors_ptrs, some_n, pair, K: tl.constexpr):  # type: ignore[no-untyped-def]
+def _factors(factors_ptrs, some_n, pair, K: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
     """The four scales [BN] of a pair of chunks."""
-    return tl.load(factors_ptrs + pair * 64, mask=some_n & (pair < (K + 127) // 128), other=0)
+    return tl.load(factors_ptrs + pair * N, mask=some_n & (pair < (K + 127) // 128), other=0)
 
 
 @triton.jit

@@ -24,8 +24,8 @@ table, and subnormal ones no case of their own.
 Four scales of a row make one word, an exponent in 8 bits each, times 2**14. It is rotated right by
 one bit, so that a rotation by whole bytes brings each to where a float32 or bfloat16 has it.
 
-64 rows lie together, chunk after chunk, so that a program, which goes through the chunks of some
-rows, reads one stretch of memory from its beginning to its end.
+A chunk of all rows lies together, so that a program, which goes through the chunks of some
+neighbouring rows, reads a stretch of memory at a time, and programs side by side a longer one.
 
 Gate and up rows, which a checkpoint holds in turn, stand in eights: 8 gates, then their 8 ups. The
 tensor cores give one thread rows 8 apart, so SwiGLU finds both in its own registers.
@@ -41,8 +41,6 @@ from triton import language as tl
 
 CHUNK: Final = 64
 """Values of a row that share 16 words."""
-ROWS: Final = 64
-"""Rows that lie together."""
 GREATEST_SCALE: Final = 128
 """Of e8m0, 2.0: beyond it the one product of scale and 2**126 would overflow a bfloat16."""
 _FACTOR_BIAS: Final = 14
@@ -50,11 +48,11 @@ _ELEMENTS: Final = 1024
 
 
 class Mxfp4Weight(NamedTuple):
-    """e experts' matrices [N, K], N and K multiples of 64.
+    """e experts' matrices [N, K], K a multiple of 64.
 
-    words int16 [e, N / 64, K / 64, 64, 16] as this module's docstring says; factors int32
-    [e, N / 64, K / 128, 64], of 128 values the four e8m0 scales plus 14, the first in the lowest
-    byte, then rotated right by one bit; K / 128 is rounded up, and what is not there is 0.
+    words int16 [e, K / 64, N, 16] as this module's docstring says; factors int32 [e, K / 128, N],
+    of 128 values the four e8m0 scales plus 14, the first in the lowest byte, then rotated right by
+    one bit; K / 128 is rounded up, and what is not there is 0.
     """
 
     words: Tensor
@@ -67,24 +65,24 @@ class Mxfp4Weight(NamedTuple):
     @property
     def rows(self) -> int:
         """N."""
-        return self.words.shape[1] * ROWS
+        return self.words.shape[2]
 
     @property
     def columns(self) -> int:
         """K."""
-        return self.words.shape[2] * CHUNK
+        return self.words.shape[1] * CHUNK
 
 
 def pack_mxfp4(blocks: Tensor, scales: Tensor, *, paired: bool) -> Mxfp4Weight:
     """A checkpoint's blocks [e, N, K / 32, 16] and scales [e, N, K / 32], uint8, in our layout.
 
-    ``paired``: rows 2 j and 2 j + 1 are gate and up and are put into eights. Takes no memory beyond
-    the result, which is as large as the input. Raises ValueError where N or K is no multiple of 64
-    or a scale is above 2.0, which no trained weight needs.
+    ``paired``: rows 2 j and 2 j + 1 are gate and up and are put into eights; N must be a multiple
+    of 16 then. Takes no memory beyond the result, which is as large as the input. Raises ValueError
+    where K is no multiple of 64 or a scale is above 2.0, which no trained weight needs.
     """
     _check(blocks, scales, paired)
     experts, rows, scale_blocks, _ = blocks.shape
-    shape = (experts, rows // ROWS, scale_blocks // 2, ROWS, 16)
+    shape = (experts, scale_blocks // 2, rows, 16)
     words = torch.empty(shape, dtype=torch.int16, device=blocks.device)
     grid = (triton.cdiv(words.numel(), _ELEMENTS),)
     _pack[grid](
@@ -92,7 +90,7 @@ def pack_mxfp4(blocks: Tensor, scales: Tensor, *, paired: bool) -> Mxfp4Weight:
     )
     factors = F.pad(_ordered(scales, paired) + _FACTOR_BIAS, (0, -scale_blocks % 4))
     factors = _rotated_right(factors.contiguous().view(torch.int32), 1)
-    return Mxfp4Weight(words, factors.unflatten(1, (-1, ROWS)).transpose(2, 3).contiguous())
+    return Mxfp4Weight(words, factors.transpose(1, 2).contiguous())
 
 
 def unpack_mxfp4(weight: Mxfp4Weight, *, paired: bool) -> tuple[Tensor, Tensor]:
@@ -102,7 +100,7 @@ def unpack_mxfp4(weight: Mxfp4Weight, *, paired: bool) -> tuple[Tensor, Tensor]:
     blocks = torch.empty(shape, dtype=torch.uint8, device=weight.words.device)
     grid = (triton.cdiv(blocks.numel(), _ELEMENTS),)
     _unpack[grid](weight.words, blocks, blocks.numel(), rows, columns // 2, paired, _ELEMENTS)
-    factors = weight.factors.transpose(2, 3).flatten(1, 2).contiguous()
+    factors = weight.factors.transpose(1, 2).contiguous()
     scales = _rotated_right(factors, 31).view(torch.uint8)[..., : columns // 32] - _FACTOR_BIAS
     return blocks, _reordered(scales, paired).contiguous()
 
@@ -139,8 +137,8 @@ def _check(blocks: Tensor, scales: Tensor, paired: bool) -> None:
         raise ValueError(f"scales: uint8 {tuple(blocks.shape[:3])} expected")
     if blocks.shape[2] % 2:
         raise ValueError(f"blocks: rows of a multiple of {CHUNK} values expected")
-    if blocks.shape[1] % ROWS:
-        raise ValueError(f"blocks: a multiple of {ROWS} rows expected")
+    if paired and blocks.shape[1] % 16:
+        raise ValueError("blocks: a multiple of 8 pairs of rows expected")
     if scales.numel() and int(scales.max()) > GREATEST_SCALE:
         raise ValueError("scales: one is above 2.0")
 
@@ -170,9 +168,8 @@ def _places(i):  # type: ignore[no-untyped-def]
 @triton.jit
 def _pack(blocks_ptr, words_ptr, words, rows, chunks, PAIRED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    q, row, chunk, sixty_four = at % 16, at // 16 % 64, at // 1024 % chunks, at // 1024 // chunks
-    row += sixty_four * 64
-    expert, own = row // rows, row % rows
+    q, own, chunk = at % 16, at // 16 % rows, at // 16 // rows
+    expert, chunk = chunk // chunks, chunk % chunks
     source = blocks_ptr + (expert * rows + checkpoint_row(own, PAIRED)) * chunks * 32
     word = tl.zeros((BLOCK,), tl.int32)
     for i in tl.static_range(4):
@@ -190,26 +187,13 @@ def _unpack(  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row, place = at // row_bytes, at % row_bytes
     expert, own = row // rows, row % rows
-    row = expert * rows + packed_row(own, PAIRED)
     # Byte b of a row holds the values 2 b and 2 b + 1.
     chunk, i, q = place // 32, (place // 8) % 4, (place % 8) * 2
-    source = words_ptr + ((row // 64 * (row_bytes // 32) + chunk) * 64 + row % 64) * 16 + q
+    chunk += expert * (row_bytes // 32)
+    source = words_ptr + (chunk * rows + packed_row(own, PAIRED)) * 16 + q
     low = tl.load(source, mask=at < size, other=0).to(tl.int32)
     high = tl.load(source + 1, mask=at < size, other=0).to(tl.int32)
     sign, rest = _places(i.to(tl.int32))
     low = ((low >> sign) & 1) << 3 | ((low >> rest) & 7)
     high = ((high >> sign) & 1) << 3 | ((high >> rest) & 7)
     tl.store(blocks_ptr + at, (low | high << 4).to(tl.uint8), mask=at < size)
-
-
-@triton.jit
-def words_of(words_ptr, n, at, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Pointers [BN, A] to words ``at`` [A] of rows n [BN] of one expert's matrix."""
-    rows = n // 64 * (16 * K) + n % 64 * 16
-    return words_ptr + rows[:, None] + (at // 16 * 1024 + at % 16)[None, :]
-
-
-@triton.jit
-def factors_of(factors_ptr, n, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Pointers [BN] to the first factors of rows n [BN]; the next ones are 64 further on each."""
-    return factors_ptr + n // 64 * (64 * ((K + 127) // 128)) + n % 64

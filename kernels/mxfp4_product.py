@@ -9,7 +9,6 @@ import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED, wide
-from moeray.kernels.mxfp4_layout import factors_of, words_of
 
 
 @triton.jit
@@ -24,6 +23,7 @@ def product(  # type: ignore[no-untyped-def]
     first,
     last,
     K: tl.constexpr,
+    N: tl.constexpr,
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -35,10 +35,10 @@ def product(  # type: ignore[no-untyped-def]
     under way.
     """
     at = tl.arange(0, 16 * CHUNKS)
-    words_ptrs = words_of(words_ptr, n, at, K)
+    words_ptrs = words_ptr + n[:, None] * 16 + (at // 16 * (16 * N) + at % 16)[None, :]
     PAIRS: tl.constexpr = CHUNKS // 2
     pairs = tl.arange(0, PAIRS)
-    factors_ptrs = factors_of(factors_ptr, n, K)[:, None] + pairs[None, :] * 64
+    factors_ptrs = factors_ptr + pairs[None, :] * N + n[:, None]
     # One product of all of a load's values overlaps with the next load's conversion. Four products
     # that each take a quarter need fewer registers: faster where programs are many and small.
     IN_ORDER: tl.constexpr = acc.shape[1] >= 128 or acc.shape[1] == 8
@@ -53,8 +53,8 @@ def product(  # type: ignore[no-untyped-def]
             some_words = some_words & (load * (16 * CHUNKS) + at < K // 4)[None, :]
             some_factors = some_factors & (load * PAIRS + pairs < (K + 127) // 128)[None, :]
             some_k = some_k & (load * (64 * CHUNKS) + k < K)[:, None]
-        words = tl.load(words_ptrs + load * (1024 * CHUNKS), mask=some_words, other=0)
-        factors = tl.load(factors_ptrs + load * (PAIRS * 64), mask=some_factors, other=0)
+        words = tl.load(words_ptrs + load * (16 * CHUNKS * N), mask=some_words, other=0)
+        factors = tl.load(factors_ptrs + load * (PAIRS * N), mask=some_factors, other=0)
         values = weights(words, factors)
         if IN_ORDER:
             x = tl.load(x_ptrs + load * (64 * CHUNKS), mask=some_k, other=0.0)
@@ -170,6 +170,7 @@ def swiglu(gate_up, LIMIT: tl.constexpr, ALPHA: tl.constexpr):  # type: ignore[n
     BM: tl.constexpr = gate_up.shape[1]
     eights = tl.reshape(gate_up, (BN // 16, 2, 8, BM))
     gate, up = tl.split(tl.permute(eights, (0, 2, 3, 1)))
-    gate = tl.minimum(tl.reshape(gate, (BN // 2, BM)), LIMIT)
-    up = tl.clamp(tl.reshape(up, (BN // 2, BM)), -LIMIT, LIMIT)
+    ALL: tl.constexpr = tl.PropagateNan.ALL
+    gate = tl.minimum(tl.reshape(gate, (BN // 2, BM)), LIMIT, propagate_nan=ALL)
+    up = tl.clamp(tl.reshape(up, (BN // 2, BM)), -LIMIT, LIMIT, propagate_nan=ALL)
     return gate * tl.sigmoid(ALPHA * gate) * (up + 1)

@@ -21,7 +21,7 @@ from tests.bench.kernels.benchmark import Benchmark, Figure
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    for room in (dense, attention, tokens, moe):
+    for room in (moe, dense, attention, tokens):
         yield from room.benchmarks()
 
 
@@ -39,8 +39,9 @@ def main() -> None:
             figures.append(benchmark.measure())
             print(_line(figures[-1]), flush=True)
             torch.cuda.empty_cache()
-    if options.json:
-        options.json.write_text(json.dumps(_records(figures), indent=1) + "\n")
+            if options.json:
+                # After each, so that a run that is cut short leaves what it has measured.
+                options.json.write_text(json.dumps(_records(figures), indent=1) + "\n")
 
 
 _HEADING = f"{'op':32}{'model':7}{'rows':>7}{'us':>10}{'floor':>10}{'share':>7}  peer"
