@@ -196,7 +196,7 @@ CASES = (
     experts_case("quarter-held", SMALL, 9, MANY, held=slice(2, 4)),
     experts_case("float8", (8, 192, 64), 17, FLOAT8, crowded),
     experts_case("float8-left-over", SMALL, 37, FLOAT8, same),
-    experts_case("left-over", SMALL, 37, LEFT_OVER, same),
+    experts_case("left-over", SMALL, 41, LEFT_OVER, same),
     *(
         experts_case(f"{model}-{rows}", size, rows, FewRowsConfig(down_splits=1 + (rows < 3)),
                      full_size=True)

@@ -21,6 +21,7 @@ from tests.kernels.op_cases import Draw
 SIZE = (8, 64, 64)
 """Experts, hidden, width."""
 FEW, MANY = FewRowsConfig(stages=2, down_splits=1), ManyRowsConfig(16, 64, 2, 2, 4)
+KINDS = (FEW, MANY, replace(MANY, float8=True))
 
 
 def case(device: torch.device, rows: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -39,18 +40,28 @@ def packed(
     return ExpertWeights.pack(**held, **(options | changed))  # type: ignore[arg-type]
 
 
+def run(
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    held: ExpertWeights,
+    config: FewRowsConfig | ManyRowsConfig,
+) -> Tensor:
+    if isinstance(config, FewRowsConfig):
+        return experts_few_rows(x, experts, weights, held, config=config)
+    return experts_many_rows(x, experts, weights, held, config=config)
+
+
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("config", KINDS, ids=str)
 def test_any_number_of_ranks_gives_the_same_bits(
-    device: torch.device, ranks: int, few: bool
+    device: torch.device, ranks: int, config: FewRowsConfig | ManyRowsConfig
 ) -> None:
     x, experts, weights, tensors = case(device, 2)
 
     def sums(held: ExpertWeights) -> Tensor:
-        if few:
-            return experts_few_rows(x, experts, weights, held, config=FEW)
-        return experts_many_rows(x, experts, weights, held, config=MANY)
+        return run(x, experts, weights, held, config)
 
     shares = torch.stack([sums(packed(tensors, rank, ranks)) for rank in range(ranks)])
     assert torch.equal(reference.tree_sum(shares), sums(packed(tensors)))
@@ -86,7 +97,7 @@ def test_every_run_gives_the_same_bits(device: torch.device, rows: int) -> None:
     assert not held.tickets(SIZE[1]).any()
 
 
-@pytest.mark.parametrize("config", [FEW, MANY, replace(MANY, float8=True)], ids=str)
+@pytest.mark.parametrize("config", KINDS, ids=str)
 def test_a_row_that_is_not_a_number_spoils_itself_only(
     device: torch.device, config: FewRowsConfig | ManyRowsConfig
 ) -> None:
@@ -94,8 +105,7 @@ def test_a_row_that_is_not_a_number_spoils_itself_only(
         pytest.skip("the interpreter's float8 has no NaN")
     x, experts, weights, tensors = case(device, 2)
     x[0, 5] = float("nan")
-    run: Any = experts_few_rows if isinstance(config, FewRowsConfig) else experts_many_rows
-    sums = run(x, experts, weights, packed(tensors), config=config)
+    sums = run(x, experts, weights, packed(tensors), config)
     assert sums[0].isnan().all()
     assert not sums[1].isnan().any()
 
