@@ -4,7 +4,6 @@ The tokens that are surely kept race once more, and the open ones are listed (``
 says which those are). Then the open ones are taken as they arrive, as long as that is before all
 surely kept ones, and of each its place is asked: the number and the integer mass of the tokens of
 a better rank. A token that is dropped so drops all behind it, which is about half of what was open.
-The list has no order, and needs none: ranks are unique, and sums are of integers.
 """
 
 from typing import Any, Final
@@ -24,6 +23,13 @@ from moeray.kernels.token_filters import (
     limits_of,
     units_of,
 )
+from moeray.kernels.token_open import (
+    LAST_RANK,
+    better_than,
+    first_open,
+    first_ranks_mass,
+    rank_of,
+)
 from moeray.kernels.token_race import (
     NO_TOKEN,
     bin_of,
@@ -31,13 +37,10 @@ from moeray.kernels.token_race import (
     first_of_tile,
     first_of_winners,
     legal_logits,
-    score_of,
     tile_of,
     value_of,
 )
 
-_RANK_IDS: Final = tl.constexpr(2**20)
-_LAST_RANK: Final = tl.constexpr(2**52)
 _ALL_MASS: Final = tl.constexpr(2**62)
 _CHUNK: Final = 1024
 
@@ -131,164 +134,6 @@ def _rescan_tiles(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _rank_of(value, token):  # type: ignore[no-untyped-def]
-    """Unique int64 ranks, the likeliest token's least. Values are not above 0."""
-    magnitude = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    return magnitude.to(tl.int64) * _RANK_IDS + token
-
-
-@triton.jit
-def _open_tokens(  # type: ignore[no-untyped-def]
-    start,
-    places,
-    is_listed,
-    lowest,
-    highest,
-    logits_ptr,
-    mask_ptr,
-    listed_ptr,
-    greatest,
-    temperature,
-    CHUNK: tl.constexpr,
-):
-    """A chunk [CHUNK] of open tokens from place ``start`` on: whether there is one, logits, ids,
-    values and ranks. Where the list overflowed, places are ids, and the bins say what is open."""
-    token = start + tl.arange(0, CHUNK)
-    here = token < places
-    token = tl.where(is_listed, tl.load(listed_ptr + token, mask=here & is_listed, other=0), token)
-    x = tl.load(logits_ptr + token, mask=here, other=-float("inf"))
-    if mask_ptr is not None:
-        word = tl.load(mask_ptr + (token >> 5), mask=here, other=0)
-        here = here & (((word >> (token & 31)) & 1) == 1)
-    x = finite_or(tl.where(here, x, -float("inf")), -float("inf"))
-    bins = bin_of(x)
-    here = here & (bins >= lowest) & (bins <= highest) & (x > -float("inf"))
-    value = value_of(x, greatest, temperature)
-    return here, x, token, value, _rank_of(value, token)
-
-
-@triton.jit
-def _first_open(  # type: ignore[no-untyped-def]
-    bound,
-    least,
-    high_key,
-    low_key,
-    places,
-    is_listed,
-    lowest,
-    highest,
-    logits_ptr,
-    mask_ptr,
-    listed_ptr,
-    greatest,
-    temperature,
-    CHUNK: tl.constexpr,
-):
-    """Score and id of the open token that arrives first, of ranks below ``bound`` and values from
-    ``least`` on; infinity and NO_TOKEN where there is none."""
-    best = tl.full((), float("inf"), tl.float64)
-    winner = tl.full((), NO_TOKEN, tl.int32)
-    for start in range(0, places, CHUNK):
-        here, x, token, value, rank = _open_tokens(
-            start,
-            places,
-            is_listed,
-            lowest,
-            highest,
-            logits_ptr,
-            mask_ptr,
-            listed_ptr,
-            greatest,
-            temperature,
-            CHUNK,
-        )
-        score = score_of(x, token, greatest, temperature, high_key, low_key)
-        score = tl.where(here & (rank < bound) & (value >= least), score, float("inf"))
-        earliest = tl.min(score)
-        token = tl.where((score == earliest) & (score < float("inf")), token, NO_TOKEN)
-        first = tl.min(token)
-        winner = tl.where(earliest == best, tl.minimum(winner, first), winner)
-        winner = tl.where(earliest < best, first, winner)
-        best = tl.minimum(best, earliest)
-    return best, winner
-
-
-@triton.jit
-def _before(  # type: ignore[no-untyped-def]
-    bound,
-    places,
-    is_listed,
-    lowest,
-    highest,
-    logits_ptr,
-    mask_ptr,
-    listed_ptr,
-    greatest,
-    temperature,
-    CHUNK: tl.constexpr,
-):
-    """Number and mass, int64, of the open tokens of ranks below ``bound``."""
-    number = tl.full((), 0, tl.int64)
-    mass = tl.full((), 0, tl.int64)
-    for start in range(0, places, CHUNK):
-        here, _, _, value, rank = _open_tokens(
-            start,
-            places,
-            is_listed,
-            lowest,
-            highest,
-            logits_ptr,
-            mask_ptr,
-            listed_ptr,
-            greatest,
-            temperature,
-            CHUNK,
-        )
-        better = here & (rank < bound)
-        number += tl.sum(better.to(tl.int64))
-        mass += tl.sum(tl.where(better, units_of(value), 0))
-    return number, mass
-
-
-@triton.jit
-def _first_ranks_mass(  # type: ignore[no-untyped-def]
-    wanted,
-    places,
-    is_listed,
-    lowest,
-    highest,
-    logits_ptr,
-    mask_ptr,
-    listed_ptr,
-    greatest,
-    temperature,
-    CHUNK: tl.constexpr,
-):
-    """The mass of the ``wanted`` best of the open tokens, or of all where those are fewer."""
-    low, high = tl.full((), 0, tl.int64), tl.full((), _LAST_RANK, tl.int64)
-    found = tl.full((), -1, tl.int64)
-    mass = tl.full((), 0, tl.int64)
-    while (low < high) & (found != wanted):
-        middle = (low + high) >> 1
-        found, mass = _before(
-            middle + 1,
-            places,
-            is_listed,
-            lowest,
-            highest,
-            logits_ptr,
-            mask_ptr,
-            listed_ptr,
-            greatest,
-            temperature,
-            CHUNK,
-        )
-        low = tl.where(found < wanted, middle + 1, low)
-        high = tl.where(found < wanted, high, middle)
-    return mass
-
-
-@triton.jit
 def _finish_rows(  # type: ignore[no-untyped-def]
     logits_ptr,
     mask_ptr,
@@ -330,6 +175,10 @@ def _finish_rows(  # type: ignore[no-untyped-def]
         places = tl.load(rows_ptr + 4 * row + 3)
         is_listed = places <= LISTED
         places = tl.where(is_listed, places, vocabulary)
+        listing = (
+            places, is_listed, lowest, highest, logits_ptr, mask_ptr, listed_ptr, greatest,
+            temperature,
+        )  # fmt: skip
         number = tl.load(sums_ptr + 3 * row)
         mass = tl.load(sums_ptr + 3 * row + 1)
         top_k, top_p = limits_of(top_k_ptr, top_p_ptr, row, vocabulary)
@@ -338,58 +187,19 @@ def _finish_rows(  # type: ignore[no-untyped-def]
         if top_p < 1.0:
             total = tl.load(sums_ptr + 3 * row + 2)
             if top_k < vocabulary:
-                total = mass + _first_ranks_mass(
-                    top_k - number,
-                    places,
-                    is_listed,
-                    lowest,
-                    highest,
-                    logits_ptr,
-                    mask_ptr,
-                    listed_ptr,
-                    greatest,
-                    temperature,
-                    CHUNK,
-                )
+                total = mass + first_ranks_mass(top_k - number, listing, CHUNK)
             needed = tl.ceil((top_p.to(tl.float64) - TOLERANCE) * total.to(tl.float64))
             needed = needed.to(tl.int64)
-        bound = tl.full((), _LAST_RANK, tl.int64)
+        bound = tl.full((), LAST_RANK, tl.int64)
         searching = places > 0
         while searching:
-            score, token = _first_open(
-                bound,
-                least,
-                high_key,
-                low_key,
-                places,
-                is_listed,
-                lowest,
-                highest,
-                logits_ptr,
-                mask_ptr,
-                listed_ptr,
-                greatest,
-                temperature,
-                CHUNK,
-            )
+            score, token = first_open(bound, least, high_key, low_key, listing, CHUNK)
             earlier = (score < kept_score) | ((score == kept_score) & (token < chosen))
             searching = earlier & (token < NO_TOKEN)
             if searching:
                 value = value_of(tl.load(logits_ptr + token), greatest, temperature)
-                bound = _rank_of(value, token)
-                others, others_mass = _before(
-                    bound,
-                    places,
-                    is_listed,
-                    lowest,
-                    highest,
-                    logits_ptr,
-                    mask_ptr,
-                    listed_ptr,
-                    greatest,
-                    temperature,
-                    CHUNK,
-                )
+                bound = rank_of(value, token)
+                others, others_mass = better_than(bound, listing, CHUNK)
                 others += number
                 stays = (others < top_k) & ((others_mass + mass < needed) | (others == 0))
                 chosen = tl.where(stays, token, chosen)
