@@ -186,55 +186,38 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     let_successor_start()
     wait_for_predecessor()
     COLUMNS: tl.constexpr = (N + BN - 1) // BN
-    tile, column = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS
+    number, column = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS
     # All three at once, because each load takes its time before the first weights can come.
-    count = tl.load(count_ptr + tile)
-    begin = tl.load(begin_ptr + tile)
-    expert = tl.load(expert_ptr + tile).to(tl.int64)
+    count = tl.load(count_ptr + number)
+    begin = tl.load(begin_ptr + number)
+    expert = tl.load(expert_ptr + number).to(tl.int64)
     if count == 0:
         return
     choices_ptr += begin
     words_ptr += expert * (N * (K // 4))
     factors_ptr += expert * (N * ((K + 127) // 128))
     bias_ptr += expert * N
+    tile = (
+        x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
+        choices_ptr, count, column,
+    )  # fmt: skip
     # The last tile of an expert is seldom full.
     HALF: tl.constexpr = BM // 2 if BM // 2 >= LEAST else BM
     QUARTER: tl.constexpr = BM // 4 if BM // 4 >= LEAST else HALF
     if QUARTER < HALF:  # noqa: SIM102 - decided when the kernel is compiled
         if count <= QUARTER:
-            _tile(
-                x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
-                choices_ptr, count, column, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN,
-                QUARTER, BN, CHUNKS, STAGES,
-            )  # fmt: skip
+            _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, QUARTER, BN, CHUNKS, STAGES)
             return
     if HALF < BM:  # noqa: SIM102
         if count <= HALF:
-            _tile(
-                x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
-                choices_ptr, count, column, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN,
-                HALF, BN, CHUNKS, STAGES,
-            )  # fmt: skip
+            _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, HALF, BN, CHUNKS, STAGES)
             return
-    _tile(
-        x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
-        choices_ptr, count, column, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN,
-        BM, BN, CHUNKS, STAGES,
-    )  # fmt: skip
+    _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, BM, BN, CHUNKS, STAGES)
 
 
 @triton.jit
 def _tile(  # type: ignore[no-untyped-def]
-    x_ptr,
-    scales_ptr,
-    words_ptr,
-    factors_ptr,
-    bias_ptr,
-    out_ptr,
-    out_scales_ptr,
-    choices_ptr,
-    count,
-    column,
+    tile,
     N: tl.constexpr,
     K: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -247,7 +230,13 @@ def _tile(  # type: ignore[no-untyped-def]
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Weight rows ``column`` BN and on of one expert, for ``count`` choices, at most BM."""
+    """Weight rows ``column`` BN and on of one expert, for ``count`` choices, at most BM.
+
+    ``tile``: pointers to x and its scales, to the expert's words, factors and biases, to the
+    outputs and their scales, to the tile's choices; count and column.
+    """
+    x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr = tile[:5]
+    out_ptr, out_scales_ptr, choices_ptr, count, column = tile[5:]
     places = tl.arange(0, BM)
     some = places < count
     choices = tl.load(choices_ptr + places, mask=some, other=0).to(tl.int64)
