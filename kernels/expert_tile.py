@@ -32,22 +32,16 @@ def expert_product(  # type: ignore[no-untyped-def]
     x are bfloat16 rows, or the terms of ``SplitRows`` with their scales. ``first`` and ``last`` as
     for ``mxfp4_product.product``.
     """
-    BN: tl.constexpr = n.shape[0]
-    BM: tl.constexpr = rows.shape[0]
-    some_n = n < N
     if scales_ptr is None:
-        acc = tl.zeros((BN, BM), tl.float32)
-        acc = product(
-            x_ptr + rows * K, some, words_ptr, factors_ptr, n, some_n, acc, first, last,
-            K, N, CHUNKS, STAGES,
-        )  # fmt: skip
+        sums = product(
+            x_ptr, rows, some, words_ptr, factors_ptr, n, n < N, first, last, K, N, CHUNKS, STAGES
+        )
     else:
-        acc = split_product(
-            x_ptr, rows, some, words_ptr, factors_ptr, n, some_n, first, last, K, N,
-            CHUNKS, STAGES,
-        )  # fmt: skip
-        acc *= tl.load(scales_ptr + rows, mask=some, other=0.0)[None, :]
-    return acc
+        sums = split_product(
+            x_ptr, rows, some, words_ptr, factors_ptr, n, n < N, first, last, K, N, CHUNKS, STAGES
+        )
+        sums *= tl.load(scales_ptr + rows, mask=some, other=0.0)[None, :]
+    return sums
 
 
 @triton.jit

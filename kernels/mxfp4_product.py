@@ -13,13 +13,13 @@ from moeray.kernels.launch import INTERPRETED, wide
 
 @triton.jit
 def product(  # type: ignore[no-untyped-def]
-    x_ptrs,
-    some_x,
+    x_ptr,
+    rows,
+    some_rows,
     words_ptr,
     factors_ptr,
     n,
     some_n,
-    acc,
     first,
     last,
     K: tl.constexpr,
@@ -27,13 +27,14 @@ def product(  # type: ignore[no-untyped-def]
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """acc [BN, BM] float32 plus weights [BN, K] times rows [BM, K] of x, in part.
+    """Weights [BN, K] times rows [BM, K] of x, in part: float32 [BN, BM].
 
-    x_ptrs [BM] point to the beginnings of rows, words_ptr and factors_ptr to those of a matrix,
-    whose rows are n [BN]; what ``some_x`` or ``some_n`` leaves out counts as 0. Loads ``first`` to
-    ``last`` - 1 are made, of CHUNKS chunks of 64 values each (an even number); STAGES of them are
-    under way.
+    Of x [R, K] those of ``rows`` [BM] are taken; words_ptr and factors_ptr point to the beginnings
+    of a matrix, whose rows are n [BN]; what ``some_rows`` or ``some_n`` leaves out counts as 0.
+    Loads ``first`` to ``last`` - 1 are made, of CHUNKS chunks of 64 values each (an even number);
+    STAGES of them are under way.
     """
+    acc = tl.zeros((n.shape[0], rows.shape[0]), tl.float32)
     at = tl.arange(0, 16 * CHUNKS)
     words_ptrs = words_ptr + n[:, None] * 16 + (at // 16 * (16 * N) + at % 16)[None, :]
     PAIRS: tl.constexpr = CHUNKS // 2
@@ -43,12 +44,12 @@ def product(  # type: ignore[no-untyped-def]
     # that each take a quarter need fewer registers: faster where programs are many and small.
     IN_ORDER: tl.constexpr = acc.shape[1] >= 128 or acc.shape[1] == 8
     k = tl.arange(0, 64 * CHUNKS) if IN_ORDER else at // 16 * 64 + at % 16
-    x_ptrs = x_ptrs[None, :] + k[:, None]
+    x_ptrs = (x_ptr + rows * K)[None, :] + k[:, None]
     for load in tl.range(first, last, num_stages=STAGES):
         # Where a row is no multiple of a load, the last one ends early.
         some_words = some_n[:, None]
         some_factors = some_n[:, None]
-        some_k = some_x[None, :]
+        some_k = some_rows[None, :]
         if K // 64 % CHUNKS:
             some_words = some_words & (load * (16 * CHUNKS) + at < K // 4)[None, :]
             some_factors = some_factors & (load * PAIRS + pairs < (K + 127) // 128)[None, :]
