@@ -18,9 +18,7 @@ from moeray.kernels.launch import wide
 
 @triton.jit
 def tree_of_groups(  # type: ignore[no-untyped-def]
-    parts_ptr,
-    part_stride,
-    PARTS: tl.constexpr,
+    outputs_ptr,
     experts_ptr,
     weights_ptr,
     rows,
@@ -33,10 +31,10 @@ def tree_of_groups(  # type: ignore[no-untyped-def]
 ):
     """The sum [rows, columns] float32 over groups first_group to first_group + GROUPS - 1.
 
-    Choice j of row r, of four, has the output of ``parts_ptr`` at (4 r + j) N, which is the sum of
-    PARTS values ``part_stride`` apart; experts and weights are [R, 4]. GROUPS is a power of two up
-    to 8. Outputs of other groups' experts are not read. ``some`` [rows, columns] says what is
-    there; experts and weights of every row of ``rows`` are read.
+    Choice j of row r, of four, has the output of ``outputs_ptr`` at (4 r + j) N; experts and
+    weights are [R, 4]. GROUPS is a power of two up to 8. Outputs of other groups' experts are not
+    read. ``some`` [rows, columns] says what is there; experts and weights of every row of ``rows``
+    are read.
     """
     slots = tl.arange(0, 4)
     choices = rows[:, None] * 4 + slots[None, :]
@@ -44,19 +42,19 @@ def tree_of_groups(  # type: ignore[no-untyped-def]
     weights = tl.load(weights_ptr + choices)
     place = tl.sum((ids[:, None, :] < ids[:, :, None]).to(tl.int32), 2)
     a, at_a = _term(
-        0, parts_ptr, part_stride, PARTS, choices, ids, weights, place, columns, some, N,
+        0, outputs_ptr, choices, ids, weights, place, columns, some, N,
         first_group, GROUP_EXPERTS, GROUPS,
     )  # fmt: skip
     b, at_b = _term(
-        1, parts_ptr, part_stride, PARTS, choices, ids, weights, place, columns, some, N,
+        1, outputs_ptr, choices, ids, weights, place, columns, some, N,
         first_group, GROUP_EXPERTS, GROUPS,
     )  # fmt: skip
     c, at_c = _term(
-        2, parts_ptr, part_stride, PARTS, choices, ids, weights, place, columns, some, N,
+        2, outputs_ptr, choices, ids, weights, place, columns, some, N,
         first_group, GROUP_EXPERTS, GROUPS,
     )  # fmt: skip
     d, at_d = _term(
-        3, parts_ptr, part_stride, PARTS, choices, ids, weights, place, columns, some, N,
+        3, outputs_ptr, choices, ids, weights, place, columns, some, N,
         first_group, GROUP_EXPERTS, GROUPS,
     )  # fmt: skip
     LEVELS: tl.constexpr = 1 + (GROUPS >= 2) + (GROUPS >= 4) + (GROUPS >= 8)
@@ -78,9 +76,7 @@ def _added(left, left_node, right, right_node):  # type: ignore[no-untyped-def]
 @triton.jit
 def _term(  # type: ignore[no-untyped-def]
     p: tl.constexpr,
-    parts_ptr,
-    part_stride,
-    PARTS: tl.constexpr,
+    outputs_ptr,
     choices,
     ids,
     weights,
@@ -101,10 +97,8 @@ def _term(  # type: ignore[no-untyped-def]
     choice = tl.sum(tl.where(here, choices, 0), 1).to(tl.int64)
     weight = tl.sum(tl.where(here, weights, 0.0), 1)
     held = (group >= 0) & (group < GROUPS)
-    places = parts_ptr + choice[:, None] * N + columns[None, :]
+    places = outputs_ptr + choice[:, None] * N + columns[None, :]
     keep = held[:, None] & some
     value = wide(tl.load(places, mask=keep, other=0.0)).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        value += tl.load(places + part * part_stride, mask=keep, other=0.0)
     # From zero, so that no term is a negative zero.
     return weight[:, None] * value + 0.0, tl.minimum(tl.maximum(group, 0), GROUPS - 1)

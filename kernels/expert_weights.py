@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moeray.kernels.float8 import E4M3_MOST
 from moeray.kernels.mxfp4_layout import Mxfp4Weight, pack_mxfp4, pair_rows
 
 
@@ -73,14 +72,10 @@ class ExpertWeights:
             _tickets=torch.zeros(down.rows, dtype=torch.int32, device=down_blocks.device),
         )
 
-    @property
-    def hidden_growth(self) -> float:
-        """The power of two that brings hidden values, which SwiGLU's limit bounds, up to an e4m3's
-        greatest. Two terms of what it gives are off by 2**-10 at most, so with gpt-oss's limit of 7
-        hidden values of .03 are as exact as in bfloat16, and smaller ones less."""
-        return float(
-            2.0 ** math.floor(math.log2(E4M3_MOST.value / (self.limit * (self.limit + 1))))
-        )
+    def hidden_growth(self, most: float) -> float:
+        """The power of two that brings hidden values, which SwiGLU's limit bounds, below ``most``,
+        the greatest of numbers of few bits."""
+        return float(2.0 ** math.floor(math.log2(most / (self.limit * (self.limit + 1)))))
 
     @property
     def groups(self) -> int:

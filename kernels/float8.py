@@ -17,8 +17,8 @@ from moeray.kernels.launch import (
     dependent_launch,
     let_successor_start,
     wait_for_predecessor,
-    wide,
 )
+from moeray.kernels.scaled_rows import scaled_row
 
 E4M3_MOST: Final = tl.constexpr(448.0)
 """The greatest magnitude."""
@@ -61,13 +61,7 @@ def _split_rows(x_ptr, terms_ptr, scales_ptr, K: tl.constexpr):  # type: ignore[
 def split_row(x_ptr, terms_ptr, scales_ptr, row, K: tl.constexpr):  # type: ignore[no-untyped-def]
     """Row ``row`` of x [R, K] in two terms, its greatest value brought between 128 and 256."""
     k = tl.arange(0, triton.next_power_of_2(K))
-    x = wide(tl.load(x_ptr + row * K + k, mask=k < K, other=0.0)).to(tl.float32)
-    greatest = tl.max((x.to(tl.int32, bitcast=True) >> 23) & 255, 0)
-    exponent = tl.minimum(tl.maximum(greatest, 8), 253)
-    scale = ((exponent - 7) << 23).to(tl.float32, bitcast=True)
-    # What is not finite has no terms: it makes all that comes of its row NaN.
-    tl.store(scales_ptr + row, tl.where(greatest == 255, float("nan"), scale))
-    x *= ((261 - exponent) << 23).to(tl.float32, bitcast=True)
+    x = scaled_row(x_ptr, scales_ptr, row, k, 7, K)
     store_terms(terms_ptr + row * (2 * K), k, x, k < K)
 
 

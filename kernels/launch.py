@@ -28,7 +28,8 @@ def dependent_launch() -> dict[str, Any]:
 def let_successor_start() -> None:
     """Lets the next kernel's blocks start as soon as they find room; they still wait for our end.
 
-    Called first in a kernel: what it costs the most is a few idle warps of the successor.
+    Called first in a kernel: what it costs the most is a few idle warps of the successor. Where the
+    successor reads before its own wait what our predecessor wrote, called after ours.
     """
     if not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from moeray.kernels import moe_few_rows, moe_many_rows
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.routing import Routed
+from moeray.kernels.float8 import SplitRows
+from moeray.kernels.routing import HALF_ROWS, Routed
+from moeray.kernels.scaled_rows import HalfRows
 
 
 def expert_sums(x: Tensor, routed: Routed, held: ExpertWeights) -> Tensor:
@@ -18,7 +20,7 @@ def expert_sums(x: Tensor, routed: Routed, held: ExpertWeights) -> Tensor:
 
     Raises ValueError for shapes that do not fit one another.
     """
-    experts, weights, split = routed
+    experts, weights, scaled = routed
     rows, top_k = experts.shape
     if x.shape != (rows, held.gate_up.columns):
         raise ValueError(f"x: [{rows}, {held.gate_up.columns}] expected, not {tuple(x.shape)}")
@@ -28,6 +30,8 @@ def expert_sums(x: Tensor, routed: Routed, held: ExpertWeights) -> Tensor:
         raise ValueError(f"experts: 4 of each row expected, not {top_k}")
     if rows == 0:
         return x.new_empty(x.shape, dtype=torch.float32)
-    if rows < moe_few_rows.SORTED_ROWS:
-        return moe_few_rows.experts_few_rows(x, experts, weights, held, split=split)
+    if rows <= HALF_ROWS:
+        halves = scaled if isinstance(scaled, HalfRows) else None
+        return moe_few_rows.experts_few_rows(x, experts, weights, held, halves=halves)
+    split = scaled if isinstance(scaled, SplitRows) else None
     return moe_many_rows.experts_many_rows(x, experts, weights, held, split=split)

@@ -3,6 +3,9 @@
 A program belongs to some weight rows of one chosen expert and works on all rows that chose it; no
 sorting comes before. The first kernel makes the hidden values, the second the outputs, and the
 program of a tile that comes last adds them up, in the fixed order of ``expert_sums.py``.
+
+The second kernel's programs start when those of the first leave room, and ask for their weights
+before they wait for the hidden values: so the memory is not idle in between.
 """
 
 from dataclasses import dataclass
@@ -14,29 +17,24 @@ from torch import Tensor
 from triton import language as tl
 
 from moeray.kernels.expert_sums import tree_of_groups
-from moeray.kernels.expert_tile import expert_bias, expert_product, store_hidden
+from moeray.kernels.expert_tile import expert_bias
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.float8 import SplitRows, split_rows
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
+from moeray.kernels.mxfp4_half import load_tile, tile_product
 from moeray.kernels.mxfp4_product import swiglu
+from moeray.kernels.scaled_rows import HalfRows, half_rows
 
 MOST_ROWS: Final = 8
-"""That these kernels take."""
-SORTED_ROWS: Final = 3
-"""From which on sorted choices are faster (moe_many_rows.py)."""
+"""That these kernels take. From 3 on sorted choices are faster (moe_many_rows.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FewRowsConfig:
-    """Shapes of programs, by default those measured best on an H200. Weight rows of one program;
-    its chunks of 64 values a load; loads under way; programs that share a tile's sum over the
-    hidden values."""
+    """Shapes of programs, by default those measured best on an H200: weight rows of one program,
+    16, 32 or 64; and its warps, among which each row's values are dealt."""
 
-    tile: int = 64
-    chunks: int = 4
-    stages: int = 4
-    down_splits: int = 2
-    warps: int = 4
+    tile: int = 16
+    warps: int = 2
 
 
 _BEST: Final = FewRowsConfig()
@@ -48,59 +46,45 @@ def experts_few_rows(
     weights: Tensor,
     held: ExpertWeights,
     *,
-    split: SplitRows | None = None,
+    halves: HalfRows | None = None,
     config: FewRowsConfig = _BEST,
 ) -> Tensor:
     """``moe.expert_sums`` for at most ``MOST_ROWS`` rows; x [R, H], R at least 1."""
     rows, top_k = experts.shape
     chosen = rows * top_k
-    hidden = SplitRows.empty(chosen, held.down.columns, x.device)
+    columns = held.down.rows
+    hidden = torch.empty((chosen, held.down.columns), dtype=torch.float16, device=x.device)
+    parts = torch.empty((chosen, columns), dtype=torch.float32, device=x.device)
+    out = torch.empty((rows, columns), dtype=torch.float32, device=x.device)
     shared = {
+        "R": rows,
         "A": chosen,
         "TOP_K": top_k,
         "CHOSEN": triton.next_power_of_2(chosen),
-        "BM": max(2, triton.next_power_of_2(rows)),
+        "BM": triton.next_power_of_2(rows),
         "BN": config.tile,
-        "CHUNKS": config.chunks,
-        "STAGES": config.stages,
+        "PARTS": config.warps,
+        "GROWN": _hidden_growth(held),
         "num_warps": config.warps,
         **dependent_launch(),
     }
-    _hidden_values[(triton.cdiv(held.gate_up.rows, config.tile), chosen)](
-        *(split or split_rows(x)),
+    _hidden_values[(held.gate_up.rows // config.tile, chosen)](
+        *(halves or half_rows(x)),
         experts,
         *held.gate_up,
         held.gate_up_bias,
-        *hidden,
+        hidden,
         held.first_expert,
         held.gate_up.experts,
         held.gate_up.rows,
         held.gate_up.columns,
         LIMIT=held.limit,
         ALPHA=held.alpha,
-        GROWN=held.hidden_growth,
         **shared,
     )
-    return _added(experts, weights, hidden, held, config, shared)
-
-
-def _added(
-    experts: Tensor,
-    weights: Tensor,
-    hidden: SplitRows,
-    held: ExpertWeights,
-    config: FewRowsConfig,
-    shared: dict[str, object],
-) -> Tensor:
-    rows, chosen = len(experts), experts.numel()
-    columns = held.down.rows
-    splits = config.down_splits
-    device = experts.device
-    parts = torch.empty((splits, chosen, columns), dtype=torch.float32, device=device)
-    out = torch.empty((rows, columns), dtype=torch.float32, device=device)
-    tiles = triton.cdiv(columns, config.tile)
-    _outputs[(tiles, chosen, splits)](
-        *hidden,
+    tiles = columns // config.tile
+    _outputs[(tiles, chosen)](
+        hidden,
         experts,
         weights,
         *held.down,
@@ -112,8 +96,6 @@ def _added(
         held.down.experts,
         columns,
         held.down.columns,
-        SPLITS=splits,
-        R=rows,
         GROUP_EXPERTS=held.group_experts,
         GROUPS=held.groups,
         enable_fp_fusion=False,
@@ -122,38 +104,55 @@ def _added(
     return out
 
 
+def _hidden_growth(held: ExpertWeights) -> float:
+    """The power of two that brings the greatest possible hidden value below float16's."""
+    return held.hidden_growth(torch.finfo(torch.float16).max)
+
+
 @triton.jit
 def _assignments(  # type: ignore[no-untyped-def]
     experts_ptr,
     first_expert,
     held,
+    R: tl.constexpr,
     A: tl.constexpr,
-    TOP_K: tl.constexpr,
     CHOSEN: tl.constexpr,
-    BM: tl.constexpr,
 ):
     """What the program of the choice program_id(1) works on.
 
-    Returns (the expert among those held, whether the program works at all, choices [BM] of that
-    expert, and which of those are any). The first choice of an expert works for all of them.
+    Returns (the expert among those held, whether the program works at all, how many choices that
+    expert has, and of each choice [CHOSEN] its place among them, or -1). The first choice of an
+    expert works for all of them.
     """
     slot = tl.program_id(1)
-    places = tl.arange(0, BM)
-    if TOP_K == A:
-        # One row: no expert twice.
-        alone = tl.load(experts_ptr + slot).to(tl.int64) - first_expert
-        works = (alone >= 0) & (alone < held)
-        return alone, works, tl.zeros((BM,), tl.int32) + slot, places < 1
     choices = tl.arange(0, CHOSEN)
-    ids = tl.load(experts_ptr + choices, mask=choices < A, other=-1).to(tl.int32)
-    own = tl.load(experts_ptr + slot).to(tl.int32)
+    # Not by way of the L1, which the kernel before may have left as it was.
+    own = tl.load(experts_ptr + slot, cache_modifier=".cg").to(tl.int64)
+    local = own - first_expert
+    works = (local >= 0) & (local < held)
+    if R == 1:
+        return local, works, 1, tl.where(choices == slot, 0, -1)
+    ids = tl.load(experts_ptr + choices, mask=choices < A, other=-1, cache_modifier=".cg")
     same = (ids == own).to(tl.int32)
     earlier = tl.sum(tl.where(choices < slot, same, 0))
-    local = own.to(tl.int64) - first_expert
-    works = (earlier == 0) & (local >= 0) & (local < held)
-    rank = tl.cumsum(same) - 1
-    here = (same[:, None] == 1) & (rank[:, None] == places[None, :])
-    return local, works, tl.sum(tl.where(here, choices[:, None], 0), 0), places < tl.sum(same)
+    places = tl.where(same == 1, tl.cumsum(same) - 1, -1)
+    return local, works & (earlier == 0), tl.sum(same), places
+
+
+@triton.jit
+def _choices(places, BM: tl.constexpr, CHOSEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """An expert's choices [BM], the first one again where it has no more."""
+    choices = tl.arange(0, CHOSEN)
+    first = tl.sum(tl.where(places == 0, choices, 0))
+    own = places[:, None] == tl.arange(0, BM)[None, :]
+    return first + tl.sum(tl.where(own, choices[:, None] - first, 0), 0)
+
+
+@triton.jit
+def _columns(choices):  # type: ignore[no-untyped-def]
+    """Choices [BM] for the columns of a product, [8]."""
+    BM: tl.constexpr = choices.shape[0]
+    return tl.reshape(tl.broadcast_to(choices[None, :], (8 // BM, BM)), (8,))
 
 
 @triton.jit
@@ -165,47 +164,47 @@ def _hidden_values(  # type: ignore[no-untyped-def]
     factors_ptr,
     bias_ptr,
     hidden_ptr,
-    hidden_scales_ptr,
     first_expert,
     held,
     N: tl.constexpr,
     K: tl.constexpr,
+    R: tl.constexpr,
     A: tl.constexpr,
     TOP_K: tl.constexpr,
     CHOSEN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
     LIMIT: tl.constexpr,
     ALPHA: tl.constexpr,
     GROWN: tl.constexpr,
 ):
-    let_successor_start()
     wait_for_predecessor()
-    expert, works, choices, some = _assignments(
-        experts_ptr, first_expert, held, A, TOP_K, CHOSEN, BM
-    )
+    # Only now: what the router wrote, the successor reads before this kernel has ended.
+    let_successor_start()
+    expert, works, count, places = _assignments(experts_ptr, first_expert, held, R, A, CHOSEN)
     if works:
-        column = tl.program_id(0)
-        n = column * BN + tl.arange(0, BN)
-        acc = expert_product(
-            x_ptr, x_scales_ptr, choices // TOP_K, some,
-            words_ptr + expert * (N * (K // 4)),
-            factors_ptr + expert * (N * ((K + 127) // 128)),
-            n, 0, (K // 64 + CHUNKS - 1) // CHUNKS, K, N, CHUNKS, STAGES,
+        first = tl.program_id(0) * BN
+        words, factors = load_tile(
+            words_ptr + expert * (N * (K // 4)), factors_ptr + expert * (N * ((K + 127) // 128)),
+            first, K, N, BN, PARTS, BM,
         )  # fmt: skip
-        acc += expert_bias(bias_ptr + expert * N, n, N)
-        store_hidden(
-            hidden_ptr, hidden_scales_ptr, choices, some, column, swiglu(acc, LIMIT, ALPHA),
-            N // 2, GROWN,
-        )  # fmt: skip
+        choices = _choices(places, BM, CHOSEN)
+        rows = choices // TOP_K
+        sums = tile_product(words, factors, x_ptr, _columns(rows), K, PARTS, BM)
+        scales = tl.load(x_scales_ptr + rows)[None, :]
+        some = tl.arange(0, BM) < count
+        for s in tl.static_range(BN // 16):
+            bias = expert_bias(bias_ptr + expert * N, first + s * 16 + tl.arange(0, 16), N)
+            hidden = swiglu(sums[s] * scales + bias, LIMIT, ALPHA) * GROWN
+            j = first // 2 + s * 8 + tl.arange(0, 8)[:, None]
+            at = hidden_ptr + choices[None, :] * (N // 2) + j
+            tl.store(at, hidden.to(tl.float16), mask=some[None, :] & (j >= 0))
 
 
 @triton.jit
 def _outputs(  # type: ignore[no-untyped-def]
     hidden_ptr,
-    scales_ptr,
     experts_ptr,
     weights_ptr,
     words_ptr,
@@ -218,7 +217,6 @@ def _outputs(  # type: ignore[no-untyped-def]
     held,
     N: tl.constexpr,
     K: tl.constexpr,
-    SPLITS: tl.constexpr,
     R: tl.constexpr,
     GROUP_EXPERTS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -227,40 +225,39 @@ def _outputs(  # type: ignore[no-untyped-def]
     CHOSEN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
+    GROWN: tl.constexpr,
 ):
     let_successor_start()
-    wait_for_predecessor()
-    tile, split = tl.program_id(0), tl.program_id(2)
-    expert, works, choices, some = _assignments(
-        experts_ptr, first_expert, held, A, TOP_K, CHOSEN, BM
-    )
+    tile = tl.program_id(0)
     n = tile * BN + tl.arange(0, BN)
+    expert, works, count, places = _assignments(experts_ptr, first_expert, held, R, A, CHOSEN)
     if works:
-        LOADS: tl.constexpr = (K // 64 + CHUNKS - 1) // CHUNKS
-        acc = expert_product(
-            hidden_ptr, scales_ptr, choices, some,
-            words_ptr + expert * (N * (K // 4)),
-            factors_ptr + expert * (N * ((K + 127) // 128)),
-            n,
-            split * LOADS // SPLITS, (split + 1) * LOADS // SPLITS, K, N, CHUNKS, STAGES,
+        words, factors = load_tile(
+            words_ptr + expert * (N * (K // 4)), factors_ptr + expert * (N * ((K + 127) // 128)),
+            tile * BN, K, N, BN, PARTS, BM,
         )  # fmt: skip
-        if split == 0:
-            acc += expert_bias(bias_ptr + expert * N, n, N)
-        places = parts_ptr + ((split * A + choices) * N)[None, :] + n[:, None]
-        tl.store(places, acc, mask=some[None, :] & (n < N)[:, None])
+        choices = _choices(places, BM, CHOSEN)
+        wait_for_predecessor()
+        sums = tile_product(words, factors, hidden_ptr, _columns(choices), K, PARTS, BM)
+        some = tl.arange(0, BM) < count
+        for s in tl.static_range(BN // 16):
+            own = tile * BN + s * 16 + tl.arange(0, 16)
+            acc = sums[s] * (1 / GROWN) + expert_bias(bias_ptr + expert * N, own, N)
+            at = parts_ptr + choices[None, :] * N + own[:, None]
+            tl.store(at, acc, mask=some[None, :] & (own >= 0)[:, None])
+    else:
+        wait_for_predecessor()
     # All that this program wrote must be seen by the one that takes the last ticket.
     tl.debug_barrier()
-    LAST: tl.constexpr = A * SPLITS - 1
-    if tl.atomic_add(tickets_ptr + tile, 1, sem="acq_rel") == LAST:
+    if tl.atomic_add(tickets_ptr + tile, 1, sem="acq_rel") == A - 1:
         tl.store(tickets_ptr + tile, 0)
         RP: tl.constexpr = triton.next_power_of_2(R)
         # A row that is not there does the last one's work again.
         rows = tl.minimum(tl.arange(0, RP), R - 1)
         keep = (rows >= 0)[:, None] & (n < N)[None, :]
         sums = tree_of_groups(
-            parts_ptr, A * N, SPLITS, experts_ptr, weights_ptr, rows, n, keep, N,
+            parts_ptr, experts_ptr, weights_ptr, rows, n, keep, N,
             first_expert // GROUP_EXPERTS, GROUP_EXPERTS, GROUPS,
         )  # fmt: skip
         tl.store(out_ptr + rows[:, None] * N + n[None, :], sums, mask=keep)

@@ -17,7 +17,7 @@ from triton import language as tl
 from moeray.kernels.expert_sums import tree_of_groups
 from moeray.kernels.expert_tile import expert_bias, expert_product, store_hidden
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.float8 import SplitRows, split_rows
+from moeray.kernels.float8 import E4M3_MOST, SplitRows, split_rows
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
 from moeray.kernels.mxfp4_layout import Mxfp4Weight
 from moeray.kernels.mxfp4_product import swiglu
@@ -43,16 +43,21 @@ class ManyRowsConfig:
     registers: int | None = None
 
 
-def config_for(choices_per_expert: float) -> ManyRowsConfig:
-    """The configuration measured best on an H200."""
-    if choices_per_expert <= 7:
+def config_for(choices: int, experts: int) -> ManyRowsConfig:
+    """The configuration measured best on an H200, for so many choices among all experts."""
+    each = choices / experts
+    if choices <= 16:
+        # So few tiles that four programs on a multiprocessor would leave a second round almost
+        # empty: three of them, with more loads under way.
         return ManyRowsConfig(16, tile=128, chunks=4, stages=3, warps=4, least=8, float8=True)
-    if choices_per_expert <= 40:
-        # What does not fit the registers is not used in the loop.
+    if each <= 10:
+        return ManyRowsConfig(16, tile=128, chunks=2, stages=4, warps=4, least=8, float8=True)
+    if each <= 40:
+        # What does not fit the registers is hardly used in the loop.
         return ManyRowsConfig(
-            32, tile=128, chunks=2, stages=3, warps=4, least=8, float8=True, registers=168
+            32, tile=128, chunks=2, stages=3, warps=4, least=8, float8=True, registers=128
         )
-    if choices_per_expert <= 200:
+    if each <= 200:
         return ManyRowsConfig(128, tile=128, chunks=2, stages=3, warps=4, least=32)
     return ManyRowsConfig(256, tile=128, chunks=2, stages=3, warps=8, least=64)
 
@@ -68,7 +73,7 @@ def experts_many_rows(
 ) -> Tensor:
     """``moe.expert_sums`` for any number of rows; x [R, H], R at least 1."""
     choices = experts.numel()
-    config = config or config_for(choices / (held.group_experts * 8))
+    config = config or config_for(choices, held.group_experts * 8)
     tiles = sort_choices(
         experts, first_expert=held.first_expert, held=held.gate_up.experts, tile=config.rows
     )
@@ -103,7 +108,8 @@ def _gate_up(
     """hidden[c] = SwiGLU of row c // top_k through gate and up of the expert of choice c."""
     _grouped(
         rows, held.gate_up, held.gate_up_bias, hidden, tiles, config,
-        DIVIDE=top_k, GATED=True, LIMIT=held.limit, ALPHA=held.alpha, GROWN=held.hidden_growth,
+        DIVIDE=top_k, GATED=True, LIMIT=held.limit, ALPHA=held.alpha,
+        GROWN=held.hidden_growth(E4M3_MOST.value),
     )  # fmt: skip
 
 
@@ -299,7 +305,7 @@ def _combine(  # type: ignore[no-untyped-def]
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     some = (row >= 0)[:, None] & (n < N)[None, :]
     sums = tree_of_groups(
-        outputs_ptr, 0, 1, experts_ptr, weights_ptr, row, n, some, N,
+        outputs_ptr, experts_ptr, weights_ptr, row, n, some, N,
         first_group, GROUP_EXPERTS, GROUPS,
     )  # fmt: skip
     tl.store(sums_ptr + row[:, None] * N + n[None, :], sums, mask=some)

@@ -6,16 +6,15 @@ a weight becomes an e5m2 number, without its scale, with .6 integer instructions
 the weights meet both in one product.
 
 The sums over the 32 values of one scale are multiplied by it in float32, so each block needs sums
-of its own. The tensor cores make 16 columns at least: with up to 8 rows, these are the rows' sums
-over 2 blocks, over 4 or 8 with fewer. The second operand then has zeros wherever row and column
-belong to different blocks.
+of its own. The tensor cores make 16 columns at least: with 8 rows, these are the rows' sums over 2
+blocks. The second operand then has zeros wherever row and column belong to different blocks.
 """
 
 import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED
-from moeray.kernels.mxfp4_product import e2m1
+from moeray.kernels.mxfp4_numbers import e2m1, scale
 
 
 @triton.jit
@@ -36,64 +35,49 @@ def split_product(  # type: ignore[no-untyped-def]
 ):
     """Weights [BN, K] times rows [BM, K], in part: float32 [BN, BM].
 
-    terms_ptr points to terms as in ``SplitRows``, of which those of ``rows`` [BM] are taken; the
-    rest is as for ``mxfp4_product.product``. With BM of 2 or 4, CHUNKS is a multiple of 8 / BM.
+    terms_ptr points to terms as in ``SplitRows``, of which those of ``rows`` [BM] are taken, 8 or
+    more; the rest is as for ``mxfp4_product.product``.
     """
     BN: tl.constexpr = n.shape[0]
     BM: tl.constexpr = rows.shape[0]
     BLOCKS: tl.constexpr = max(1, 16 // BM)
-    # Chunks of one product or two, and of the last load, which may end early.
-    EACH: tl.constexpr = max(1, BLOCKS // 2)
-    tl.static_assert(CHUNKS // EACH * EACH == CHUNKS, "chunks: a multiple of 8 / rows")
+    # Chunks of the last load, which may end early.
     REST: tl.constexpr = (K // 64 - 1) % CHUNKS + 1
     acc = tl.zeros((BN, BLOCKS * BM), tl.float32)
     words_ptrs = words_ptr.to(tl.pointer_type(tl.int8)) + n[:, None] * 32
     factors_ptrs = factors_ptr + n
     for load in tl.range(first, last, num_stages=STAGES):
-        for part in tl.static_range(CHUNKS // EACH):
-            place = load * CHUNKS + part * EACH
-            words = _words(words_ptrs, some_n, place, EACH, (part + 1) * EACH > REST, K, N)
-            if part % 2 == 0 or BLOCKS > 1:
-                factors = _factors(factors_ptrs, some_n, place // 2, K, N)
+        for part in tl.static_range(CHUNKS):
+            chunk = load * CHUNKS + part
+            words = _words(words_ptrs, some_n, chunk, part >= REST, K, N)
+            if part % 2 == 0:
+                factors = _factors(factors_ptrs, some_n, chunk // 2, K, N)
+            values = _halves(words)
+            block = chunk * 2
             if BLOCKS == 1:
-                values = _halves(words)
                 for half in tl.static_range(2):
-                    block = place * 2 + half
-                    terms = _terms(terms_ptr, rows, some_rows, block, 1, part >= REST, K)
-                    acc = _added(acc, values[half], terms, _scale(factors, block % 4)[:, None])
+                    terms = _terms(terms_ptr, rows, some_rows, block + half, 1, part >= REST, K)
+                    scales = scale(factors, (block + half) % 4)[:, None]
+                    acc = _added(acc, values[half], terms, scales)
             else:
-                terms = _terms(
-                    terms_ptr, rows, some_rows, place * 2, BLOCKS, (part + 1) * EACH > REST, K
-                )
-                block = tl.arange(0, BLOCKS * BM)[None, :] // BM + place * 2
-                scales = factors[:, None]
-                if BLOCKS == 8:
-                    later = _factors(factors_ptrs, some_n, place // 2 + 1, K, N)[:, None]
-                    scales = tl.where(block // 4 == place // 2, scales, later)
-                acc = _added(acc, _in_blocks(_halves(words)), terms, _scale(scales, block % 4))
+                terms = _terms(terms_ptr, rows, some_rows, block, BLOCKS, part >= REST, K)
+                own = tl.arange(0, BLOCKS * BM)[None, :] // BM + block
+                acc = _added(acc, _in_order(values), terms, scale(factors[:, None], own % 4))
     return tl.sum(tl.reshape(acc, (BN, BLOCKS, BM)), 1)
 
 
 @triton.jit
 def _words(  # type: ignore[no-untyped-def]
-    words_ptrs,
-    some_n,
-    place,
-    chunks: tl.constexpr,
-    early: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
+    words_ptrs, some_n, chunk, early: tl.constexpr, K: tl.constexpr, N: tl.constexpr
 ):
-    """Bytes [BN, 32 chunks] of chunks from ``place`` on; zeros after the row, if it ends ``early``.
+    """The 32 bytes of a chunk, [BN, 32]; zeros after the rows' last chunk, if they end ``early``.
 
     words_ptrs [BN, 1] point to the rows' first bytes.
     """
-    at = tl.arange(0, 32 * chunks)
     some = some_n[:, None]
     if early:
-        some = some & (place * 32 + at < K // 2)[None, :]
-    at = place * (32 * N) + at // 32 * (32 * N) + at % 32
-    return tl.load(words_ptrs + at[None, :], mask=some, other=0)
+        some = some & (chunk < K // 64)
+    return tl.load(words_ptrs + (chunk * (32 * N) + tl.arange(0, 32))[None, :], mask=some, other=0)
 
 
 @triton.jit
@@ -140,12 +124,10 @@ def _added(acc, values, terms, scales):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _in_blocks(halves):  # type: ignore[no-untyped-def]
-    """The first and second blocks of chunks, [BN, 32 C] each, in the order of the row."""
-    BN: tl.constexpr = halves[0].shape[0]
-    C: tl.constexpr = halves[0].shape[1] // 32
-    both = tl.reshape(tl.join(halves[0], halves[1]), (BN, C, 32, 2))
-    return tl.reshape(tl.permute(both, (0, 1, 3, 2)), (BN, C * 64))
+def _in_order(halves):  # type: ignore[no-untyped-def]
+    """A chunk's two blocks, [BN, 32] each, in the order of the row, [BN, 64]."""
+    both = tl.join(halves[0], halves[1])
+    return tl.reshape(tl.permute(both, (0, 2, 1)), (both.shape[0], 64))
 
 
 @triton.jit
@@ -174,27 +156,4 @@ def _halves(words):  # type: ignore[no-untyped-def]
         dtype=(tl.float8e5, tl.float8e5),
         is_pure=True,
         pack=4,
-    )
-
-
-@triton.jit
-def _scale(factors, i):  # type: ignore[no-untyped-def]
-    """Scale i of the four in a word, times 2**14, float32."""
-    bits = _rotated_left(factors, 24 - i * 8)
-    return (bits & 0x7F800000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _rotated_left(word, bits):  # type: ignore[no-untyped-def]
-    """int32, by ``bits`` of its 32."""
-    if INTERPRETED:
-        wide = word.to(tl.uint32, bitcast=True).to(tl.uint64)
-        return ((wide << bits) | (wide >> (32 - bits))).to(tl.uint32).to(tl.int32, bitcast=True)
-    return tl.inline_asm_elementwise(
-        "shf.l.wrap.b32 $0, $1, $1, $2;",
-        "=r,r,r",
-        [word, bits],
-        dtype=tl.int32,
-        is_pure=True,
-        pack=1,
     )

@@ -9,6 +9,7 @@ import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED, wide
+from moeray.kernels.mxfp4_numbers import e2m1
 
 
 @triton.jit
@@ -150,15 +151,6 @@ def in_order(values):  # type: ignore[no-untyped-def]
     fours = tl.join(tl.join(values[0], values[2]), tl.join(values[1], values[3]))
     ordered = tl.permute(tl.reshape(fours, (BN, C, 16, 4)), (0, 1, 3, 2))
     return tl.reshape(ordered, (BN, C * 64))
-
-
-@triton.jit
-def e2m1(sign, magnitude):  # type: ignore[no-untyped-def]
-    """The value of an e2m1 number: bit 0 of ``sign``, bits 2 to 0 of ``magnitude``."""
-    exponent, mantissa = (magnitude >> 1) & 3, (magnitude & 1).to(tl.float32)
-    normal = (1 + mantissa / 2) * tl.exp2(exponent.to(tl.float32) - 1)
-    value = tl.where(exponent == 0, mantissa / 2, normal)
-    return tl.where((sign & 1) == 1, -value, value)
 
 
 @triton.jit

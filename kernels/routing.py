@@ -20,9 +20,12 @@ from moeray.kernels.launch import (
     wait_for_predecessor,
     wide,
 )
+from moeray.kernels.scaled_rows import HalfRows, half_row
 
 FEW_ROWS: Final = 16
 """Rows up to which each logit is a sum of its own, without tensor cores."""
+HALF_ROWS: Final = 2
+"""Rows up to which the experts' kernels want them as float16 (moe_few_rows.py)."""
 _NONE: Final = tl.constexpr(-1)
 _TILE: Final = 32
 """Of many rows, those of one program."""
@@ -39,12 +42,13 @@ class Routed(NamedTuple):
 
     experts [R, k] int64, best first, equal logits by lowest id; weights [R, k] float32, the softmax
     over those k logits; of up to ``FEW_ROWS`` rows, where H is a multiple of 64, also the rows as
-    two terms each, which the experts' kernels would else make.
+    the experts' kernels want them, who would else make them so: float16 up to ``HALF_ROWS``, then
+    two terms each.
     """
 
     experts: Tensor
     weights: Tensor
-    split: SplitRows | None
+    rows: HalfRows | SplitRows | None
 
 
 def route(
@@ -66,15 +70,17 @@ def route(
     rows, hidden = x.shape
     chosen = torch.empty((rows, top_k), dtype=torch.int64, device=x.device)
     weights = torch.empty((rows, top_k), dtype=torch.float32, device=x.device)
-    split = None
+    scaled: HalfRows | SplitRows | None = None
     if not rows:
-        return Routed(chosen, weights, split)
+        return Routed(chosen, weights, scaled)
     one_warp = {"num_warps": 1, **dependent_launch()}
     if rows <= FEW_ROWS:
         logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
-        split = SplitRows.empty(rows, hidden, x.device) if hidden % 64 == 0 else None
+        if hidden % 64 == 0:
+            kind = HalfRows if rows <= HALF_ROWS else SplitRows
+            scaled = kind.empty(rows, hidden, x.device)
         _few_logits[(experts // 4 + 1, rows)](
-            x, weight, bias, logits, chosen, weights, *(split or (None, None)), tickets,
+            x, weight, bias, logits, chosen, weights, *(scaled or (None, None)), tickets,
             hidden, experts, 4, top_k, num_warps=4, **dependent_launch(),
         )  # fmt: skip
         if tickets is None:
@@ -90,7 +96,7 @@ def route(
         _top_k[(triton.cdiv(rows, 4),)](
             logits, chosen, weights, rows, parts, experts, top_k, 4, **one_warp
         )
-    return Routed(chosen, weights, split)
+    return Routed(chosen, weights, scaled)
 
 
 @triton.jit
@@ -101,7 +107,7 @@ def _few_logits(  # type: ignore[no-untyped-def]
     logits_ptr,
     chosen_ptr,
     weights_ptr,
-    terms_ptr,
+    scaled_ptr,
     scales_ptr,
     tickets_ptr,
     H: tl.constexpr,
@@ -111,15 +117,18 @@ def _few_logits(  # type: ignore[no-untyped-def]
 ):
     """BE logits of one row: the experts' weights once through, without tensor cores.
 
-    One program more than that takes makes the row's terms.
+    One program more than that takes makes the row that the experts' kernels want.
     """
     let_successor_start()
     BLOCK: tl.constexpr = 1024
     row = tl.program_id(1)
     if tl.program_id(0) == E // BE:
-        if terms_ptr is not None:
+        if scaled_ptr is not None:
             wait_for_predecessor()
-            split_row(x_ptr, terms_ptr, scales_ptr, row.to(tl.int64), H)
+            if scaled_ptr.dtype.element_ty == tl.float16:
+                half_row(x_ptr, scaled_ptr, scales_ptr, row.to(tl.int64), H)
+            else:
+                split_row(x_ptr, scaled_ptr, scales_ptr, row.to(tl.int64), H)
         return
     expert = tl.program_id(0) * BE + tl.arange(0, BE)
     # No kernel writes the router's weights: they are under way before the rows are there.

@@ -28,8 +28,7 @@ TYPES = {
     "words_ptr": "*i16",
     "factors_ptr": "*i32",
     "bias_ptr": "*bf16",
-    "hidden_ptr": "*fp8e4nv",
-    "hidden_scales_ptr": "*fp32",
+    "hidden_ptr": "*fp16",
     "out_ptr": "*fp8e4nv",
     "out_scales_ptr": "*fp32",
     "choices_ptr": "*i32",
@@ -40,13 +39,14 @@ TYPES = {
     "held": "i32",
 }
 BFLOAT16 = {"x_ptr": "*bf16", "out_ptr": "*bf16"}
+FLOAT16 = {"x_ptr": "*fp16"}
 SHARED = {"N": 5760, "K": 2880, "LIMIT": 7.0, "ALPHA": 1.702, "GROWN": 8.0}
-FEW = SHARED | {"A": 4, "TOP_K": 4, "CHOSEN": 4, "BM": 2, "BN": 64, "CHUNKS": 4, "STAGES": 4}
+FEW = SHARED | {"A": 4, "TOP_K": 4, "CHOSEN": 4, "R": 1, "BM": 1, "BN": 16, "PARTS": 2}
 MANY = SHARED | {"DIVIDE": 4, "GATED": True, "BN": 128}
 NO_SCALES = {"scales_ptr": None, "out_scales_ptr": None}
 KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
-    "few rows": (_hidden_values, FEW, 4),
-    "16 rows": (_grouped_product, MANY | {"BM": 16, "LEAST": 8, "CHUNKS": 4, "STAGES": 3}, 4),
+    "few rows": (_hidden_values, FEW, 2),
+    "16 rows": (_grouped_product, MANY | {"BM": 16, "LEAST": 8, "CHUNKS": 2, "STAGES": 4}, 4),
     "256 rows": (
         _grouped_product,
         MANY | NO_SCALES | {"BM": 256, "LEAST": 64, "CHUNKS": 2, "STAGES": 3},
@@ -57,7 +57,8 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
 
 
 def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> dict[str, int]:
-    types = TYPES | BFLOAT16 if "scales_ptr" in constants else TYPES
+    other = FLOAT16 if kernel is _hidden_values else BFLOAT16 if "scales_ptr" in constants else {}
+    types = TYPES | other
     signature = {
         name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
     }
@@ -80,7 +81,8 @@ def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> dict[str, in
         "registers": int(found[1]),
         "stack": int(found[2]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
-        "from registers": len(re.findall(r"GMMA\.\S+ R\d+, R\d+, gdesc", code)),
+        "from registers": len(re.findall(r"(?:GMMA\.\S+ R\d+, R\d+, gdesc|HMMA)", code)),
+        "barriers": len(re.findall(r"\bBAR\.", code)),
         "from shared memory": len(re.findall(r"GMMA\.\S+ R\d+, gdesc", code)),
     }
 

@@ -165,7 +165,7 @@ def pack_case(size: tuple[int, int, int], paired: bool, full_size: bool = False)
     )
 
 
-FEW, MANY = FewRowsConfig(stages=2, down_splits=1), ManyRowsConfig(16, 64, 2, 2, 4)
+FEW, MANY = FewRowsConfig(32, 1), ManyRowsConfig(16, 64, 2, 2, 4)
 FLOAT8 = ManyRowsConfig(32, 64, 2, 2, 4, least=8, float8=True)
 LEFT_OVER = ManyRowsConfig(32, 64, 2, 2, 4, least=8)
 CASES = (
@@ -181,14 +181,14 @@ CASES = (
         for model, (experts, hidden, _) in SIZES.items()
         for rows in (1, 15, 16, 17, 1000)
     ),
-    experts_case("one-row", SMALL, 1, FEW),
-    experts_case("spread", (8, 192, 64), 2, FEW),
-    experts_case("same", SMALL, 3, FEW, same),
-    experts_case("eight", (8, 192, 64), 8, FewRowsConfig(chunks=2, stages=2), crowded),
-    experts_case("split-of-nothing", (8, 64, 192), 2, FewRowsConfig(stages=2)),
-    experts_case("split-two", (8, 64, 320), 2, FewRowsConfig(stages=2)),
-    experts_case("split", (8, 64, 192), 5, FewRowsConfig(chunks=2, stages=2)),
-    experts_case("half-held", SMALL, 2, FEW, held=slice(4, 8)),
+    experts_case("one-row", (8, 64, 64), 1, FEW),
+    experts_case("spread", (8, 64, 64), 2, FEW),
+    experts_case("same", (8, 64, 64), 3, FEW, same),
+    experts_case("eight", (8, 64, 64), 8, FewRowsConfig(64, 4), same),
+    experts_case("crowded", (8, 64, 64), 4, FewRowsConfig(64, 1), crowded),
+    experts_case("four-warps", (8, 64, 320), 1, FewRowsConfig(64, 4)),
+    experts_case("last-steps", (8, 320, 64), 1, FewRowsConfig(64, 1)),
+    experts_case("half-held", (8, 64, 64), 2, FEW, held=slice(4, 8)),
     experts_case("one-row", SMALL, 1, MANY),
     experts_case("spread", (8, 192, 64), 5, MANY),
     experts_case("same", SMALL, 17, MANY, same),
@@ -198,9 +198,13 @@ CASES = (
     experts_case("float8-left-over", SMALL, 37, FLOAT8, same),
     experts_case("left-over", SMALL, 41, LEFT_OVER, same),
     *(
-        experts_case(f"{model}-{rows}", size, rows, FewRowsConfig(down_splits=1 + (rows < 3)),
-                     full_size=True)
-        for model, size in SIZES.items() for rows in (1, 2, 5, 8)
+        experts_case(f"{model}-{rows}-{tile}-{warps}", size, rows, FewRowsConfig(tile, warps),
+                     chosen, full_size=True)
+        for model, size in SIZES.items()
+        for rows, tile, warps, chosen in (
+            (1, 16, 2, spread), (1, 64, 4, spread), (2, 16, 2, spread), (2, 32, 4, same),
+            (3, 16, 1, crowded), (8, 16, 8, same),
+        )
     ),
     *(
         experts_case(f"{model}-{rows}-{kind.__name__}", size, rows, config, kind, full_size=True)

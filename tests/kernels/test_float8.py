@@ -1,11 +1,10 @@
-"""Rows as two e4m3 terms: how near they come, where each value stands, and who makes them."""
+"""Rows as two e4m3 terms: how near they come, and where each value stands."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from moeray.kernels.float8 import SplitRows, split_rows
-from moeray.kernels.routing import route
 from tests.kernels.op_cases import Draw
 
 
@@ -40,23 +39,3 @@ def test_what_is_not_finite_spoils_its_row_only(device: torch.device, value: flo
     rows = joined(split_rows(x))
     assert rows[0].isnan().all()
     assert not rows[1].isnan().any()
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_the_router_makes_the_same_terms(device: torch.device, rows: int) -> None:
-    draw = Draw.of("router", device)
-    x = draw.normal(rows, 192, dtype=draw.bfloat16)
-    router = draw.normal(16, 192, dtype=draw.bfloat16)
-    split = route(x, router, router[:, 0].contiguous(), 4).split
-    alone = split_rows(x)
-    assert split is not None
-    assert torch.equal(split.terms.view(torch.uint8), alone.terms.view(torch.uint8))
-    assert torch.equal(split.scales, alone.scales)
-
-
-def test_rows_of_no_whole_chunks_are_left_alone(device: torch.device) -> None:
-    """No packed weights could take them."""
-    draw = Draw.of("odd", device)
-    router = draw.normal(16, 72, dtype=draw.bfloat16)
-    x = draw.normal(2, 72, dtype=draw.bfloat16)
-    assert route(x, router, router[:, 0].contiguous(), 4).split is None

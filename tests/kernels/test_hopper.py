@@ -15,3 +15,5 @@ def test_weights_go_from_registers_to_tensor_cores() -> None:
     for name, kernel in kernels.items():
         assert (kernel["stack"], kernel["spills"], kernel["from shared memory"]) == (0, 0, 0), name
         assert kernel["from registers"] > 0, name
+    # One after all loads, two to add up what two warps have: no weight goes to another thread.
+    assert kernels["few rows"]["barriers"] <= 3

@@ -20,7 +20,7 @@ from tests.kernels.op_cases import Draw
 
 SIZE = (8, 64, 64)
 """Experts, hidden, width."""
-FEW, MANY = FewRowsConfig(stages=2, down_splits=1), ManyRowsConfig(16, 64, 2, 2, 4)
+FEW, MANY = FewRowsConfig(64, 1), ManyRowsConfig(16, 64, 2, 2, 4)
 KINDS = (FEW, MANY, replace(MANY, float8=True))
 
 

@@ -6,7 +6,7 @@ parallel; one that does not fit the GPU's shared memory is left out.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -17,31 +17,27 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from moeray.kernels.expert_weights import ExpertWeights
+from moeray.kernels.float8 import SplitRows
 from moeray.kernels.moe_few_rows import MOST_ROWS, FewRowsConfig, experts_few_rows
 from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
+from moeray.kernels.scaled_rows import HalfRows
 from tests.bench.kernels.models import MODELS, Dimensions
 from tests.bench.kernels.moe import COPIES, Layer, benchmark, routed, rows_of
 from tests.bench.kernels.timing import fastest
 
 Config = FewRowsConfig | ManyRowsConfig
 
-FEW = (
-    (64, 4, 3, 1, 4),
-    (64, 4, 4, 1, 4),
-    (64, 4, 4, 2, 4),
-    (64, 4, 5, 2, 4),
-    (128, 4, 3, 1, 4),
-    (128, 4, 3, 2, 4),
-)
-"""Weight rows, chunks, stages, splits of the second product, warps."""
+FEW = ((16, 1), (16, 2), (16, 4), (32, 2), (32, 4), (64, 4))
+"""Weight rows, warps."""
 MANY: dict[int, tuple[tuple[Any, ...], ...]] = {
-    8: ((64, 4, 3, 4, 8, True), (128, 4, 2, 4, 8, True), (128, 4, 3, 4, 8, True)),
-    16: ((64, 4, 3, 4, 8, True), (128, 4, 2, 4, 8, True), (128, 4, 3, 4, 8, True),
-         (64, 4, 3, 4, 16)),
-    32: ((128, 2, 3, 4, 8, True, 168), (128, 2, 4, 4, 8, True, 168), (128, 4, 3, 4, 8, True, 168),
-         (64, 2, 4, 4, 8, True), (128, 2, 3, 4, 16)),
-    64: ((128, 2, 3, 4, 16), (128, 2, 3, 4, 32), (64, 2, 4, 4, 16, True)),
-    128: ((128, 2, 3, 4, 32), (128, 2, 3, 4, 64), (128, 2, 3, 8, 32), (256, 2, 3, 8, 32)),
+    8: ((128, 2, 4, 4, 8, True), (128, 2, 5, 4, 8, True), (128, 4, 3, 4, 8, True)),
+    16: ((128, 2, 4, 4, 8, True), (128, 2, 5, 4, 8, True), (128, 4, 3, 4, 8, True),
+         (128, 2, 4, 4, 8, True, 96), (64, 4, 3, 4, 16)),
+    32: ((128, 2, 3, 4, 8, True, 128), (128, 2, 3, 4, 8, True, 168), (128, 2, 4, 4, 8, True, 128),
+         (128, 2, 3, 8, 8, True), (256, 2, 3, 8, 8, True), (128, 2, 3, 4, 16)),
+    64: ((128, 2, 3, 4, 16), (128, 2, 3, 4, 16, False, 168), (128, 2, 3, 8, 16),
+         (256, 2, 2, 8, 16)),
+    128: ((128, 2, 3, 4, 32), (128, 2, 3, 8, 32), (256, 2, 3, 8, 32)),
     256: ((128, 2, 3, 8, 64), (128, 2, 3, 8, 256)),
 }  # fmt: skip
 """By choices of a program: weight rows, chunks, stages, warps, least choices, float8, registers."""
@@ -120,11 +116,12 @@ def _compile(model: Dimensions, rows: int, config: Config) -> None:
 
 
 def _run(layer: Layer, held: ExpertWeights, x: Tensor, config: Config) -> Tensor:
-    experts, weights, split = routed(layer, x)
-    run: Callable[..., Tensor] = (
-        experts_few_rows if isinstance(config, FewRowsConfig) else experts_many_rows
-    )
-    return run(x, experts, weights, held, split=split, config=config)
+    experts, weights, scaled = routed(layer, x)
+    if isinstance(config, FewRowsConfig):
+        halves = scaled if isinstance(scaled, HalfRows) else None
+        return experts_few_rows(x, experts, weights, held, halves=halves, config=config)
+    split = scaled if isinstance(scaled, SplitRows) else None
+    return experts_many_rows(x, experts, weights, held, split=split, config=config)
 
 
 if __name__ == "__main__":
