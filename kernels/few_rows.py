@@ -6,6 +6,7 @@ import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED
+from moeray.kernels.tile_order import along, in_order, neighbours
 
 
 @triton.jit
@@ -87,16 +88,15 @@ def row_sums(weights, x, scales, row: tl.constexpr):  # type: ignore[no-untyped-
 def tile_columns(  # type: ignore[no-untyped-def]
     step: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr
 ):
-    """Inputs of a step, [8, PARTS, INPUTS / PARTS / 32, 32]: the same for each of 8 rows.
+    """Inputs of a step, of a tile [8, PARTS, INPUTS / PARTS / 32, 32], the same for each of 8 rows.
 
-    As dimensions are filled, a warp has one part, and a thread 8 neighbours of one row: the same
-    inputs of the weights and of x.
+    As such a tile is dealt (tile_order.py), a warp has one part, and a thread 8 neighbours of one
+    row: the same inputs of the weights and of x.
     """
     CHUNKS: tl.constexpr = INPUTS // PARTS // 32
-    part = tl.arange(0, PARTS)[None, :, None, None]
-    chunk = tl.arange(0, CHUNKS)[None, None, :, None]
-    column = step + (part * CHUNKS + chunk) * 32 + tl.arange(0, 32)[None, None, None, :]
-    return tl.broadcast_to(column, (8, PARTS, CHUNKS, 32))
+    chunk = along(tl.arange(0, PARTS), 1) * CHUNKS + along(tl.arange(0, CHUNKS), 2)
+    column = step + chunk * 32 + neighbours(32)
+    return column + along(tl.arange(0, 8), 0) * 0
 
 
 @triton.jit
@@ -118,7 +118,7 @@ def load_tiles(  # type: ignore[no-untyped-def]
         column = tile_columns(step, INPUTS, PARTS)
         for i in tl.static_range(len(features)):
             # Not masked: zeros would be put into registers first.
-            feature = tl.minimum(features[i], out_features - 1)[:, None, None, None]
+            feature = along(tl.minimum(features[i], out_features - 1), 0)
             tile = load_inside(
                 weight_ptr + feature.to(tl.int64) * IN, column, IN, step + INPUTS, "evict_first"
             )
@@ -145,6 +145,7 @@ def _operand(tile):  # type: ignore[no-untyped-def]
     Inputs change places so that a thread's are those that the instruction wants from it: no thread
     sends anything to another. The products' order is as good as any, and both operands have it.
     """
+    tile = in_order(tile)
     PARTS: tl.constexpr = tile.shape[1]
     CHUNKS: tl.constexpr = tile.shape[2]
     if INTERPRETED:
@@ -166,7 +167,7 @@ def tile_sums(  # type: ignore[no-untyped-def]
     """
     STEPS: tl.constexpr = (IN + INPUTS - 1) // INPUTS
     EIGHTS: tl.constexpr = len(tiles) // STEPS
-    row_ptr = x_ptr + tl.minimum(tl.arange(0, 8), rows - 1)[:, None, None, None] * IN
+    row_ptr = x_ptr + along(tl.minimum(tl.arange(0, 8), rows - 1), 0) * IN
     sums = ()
     for _ in tl.static_range(EIGHTS):
         sums = sums + (tl.zeros((PARTS, 8, 8), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005

@@ -17,11 +17,7 @@ from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED, wide
 from moeray.kernels.mxfp4_numbers import e2m1, scale
-
-LAST_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
-"""Triton deals a tensor to threads, then to warps, along dimensions in the order of how many
-neighbours in memory they have; of those without any the last, or in older versions the first, comes
-first."""
+from moeray.kernels.tile_order import along, in_order, neighbours
 
 
 @triton.jit
@@ -38,11 +34,11 @@ def load_tile(  # type: ignore[no-untyped-def]
     factors of one of the pairs.
     """
     FOURS: tl.constexpr = (K + 255) // 256
-    four = _along(tl.arange(0, PARTS), 2)
-    row = first + _along(tl.arange(0, 8), 1)
-    t = _along(tl.arange(0, 4), 0)
+    four = along(tl.arange(0, PARTS), 2)
+    row = first + along(tl.arange(0, 8), 1)
+    t = along(tl.arange(0, 4), 0)
     pair = four * 2 + (t // 2 if BM == 1 else t * 0)
-    words_ptrs = words_ptr + (four * (64 * N) + row * 16 + t * 4 + _neighbours())
+    words_ptrs = words_ptr + (four * (64 * N) + row * 16 + t * 4 + neighbours(4))
     factors_ptrs = factors_ptr + (pair * N + row)
     words = ()
     factors = ()
@@ -98,30 +94,13 @@ def tile_product(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _along(numbers, dimension: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Numbers along a dimension of a tile: 0 of threads t, 1 of threads g, 2 of warps."""
-    # After a reshape Triton knows of no neighbours, and deals all dimensions in the order wanted.
-    D: tl.constexpr = 2 - dimension if LAST_FIRST else dimension
-    SIZE: tl.constexpr = numbers.shape[0]
-    return tl.reshape(
-        numbers, (SIZE if D == 0 else 1, SIZE if D == 1 else 1, SIZE if D == 2 else 1, 1)
-    )
-
-
-@triton.jit
-def _neighbours():  # type: ignore[no-untyped-def]
-    """The four words or values that a thread loads at once."""
-    return tl.arange(0, 4)[None, None, None, :]
-
-
-@triton.jit
 def _loaded(pointers, some, early: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A tile, zeros for what is not there, if it ends ``early``; dimensions as ``_along`` says."""
+    """A tile, zeros for what is not there, if it ends ``early``."""
     if early:
         tile = tl.load(pointers, mask=some, other=0, eviction_policy="evict_first")
     else:
         tile = tl.load(pointers, eviction_policy="evict_first")
-    return tl.permute(tile, (2, 1, 0, 3)) if LAST_FIRST else tile
+    return in_order(tile)
 
 
 @triton.jit
@@ -135,9 +114,9 @@ def _rows(  # type: ignore[no-untyped-def]
     BM: tl.constexpr,
 ):
     """Of each column's row its block, of a group of 8 / BM: two tiles [4, 8, PARTS, 4], halves."""
-    block = _along(tl.arange(0, 8), 1) // BM
-    k = (_along(tl.arange(0, PARTS), 2) * 8 + block) * 32
-    x_ptrs = x_ptr + (_along(rows, 1) * K + _along(tl.arange(0, 4), 0) * 4 + _neighbours())
+    block = along(tl.arange(0, 8), 1) // BM
+    k = (along(tl.arange(0, PARTS), 2) * 8 + block) * 32
+    x_ptrs = x_ptr + (along(rows, 1) * K + along(tl.arange(0, 4), 0) * 4 + neighbours(4))
     START: tl.constexpr = step * PARTS * 256 + group * (256 // BM)
     if (step + 1) * PARTS * 256 > K:
         # Any values will do where the weights are zeros, but those of another row may be NaN.
@@ -171,10 +150,8 @@ def _group_product(  # type: ignore[no-untyped-def]
 @triton.jit
 def _second_operand(x, block: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr):  # type: ignore[no-untyped-def]
     """The columns of a block, [PARTS, 32, 8]; zeros in all others."""
-    own = _along(tl.arange(0, 8), 1) // BM == block
-    both = tl.join(_only(x[0], own, BM), _only(x[1], own, BM))
-    if LAST_FIRST:
-        both = tl.permute(both, (2, 1, 0, 3, 4))
+    own = along(tl.arange(0, 8), 1) // BM == block
+    both = tl.join(in_order(_only(x[0], own, BM)), in_order(_only(x[1], own, BM)))
     places = tl.reshape(both, (4, 8, PARTS, 2, 2, 2))
     return tl.reshape(tl.permute(places, (2, 3, 0, 5, 4, 1)), (PARTS, 32, 8))
 

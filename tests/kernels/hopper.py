@@ -1,4 +1,4 @@
-"""Compiles the MoE kernels for Hopper, on a machine without a GPU, and says what came out.
+"""Compiles kernels for Hopper, on a machine without a GPU, and says what came out.
 
 Run as ``python -m tests.kernels.hopper`` without TRITON_INTERPRET: prints a JSON object with, for
 each kernel, its registers, what it spilled, and its tensor-core instructions.
@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from moeray.kernels.linear import _tensor_core_kernel
 from moeray.kernels.moe_few_rows import _hidden_values
 from moeray.kernels.moe_many_rows import _grouped_product
 
@@ -37,6 +38,9 @@ TYPES = {
     "count_ptr": "*i32",
     "first_expert": "i32",
     "held": "i32",
+    "weight_ptr": "*bf16",
+    "out_features": "i32",
+    "rows": "i32",
 }
 BFLOAT16 = {"x_ptr": "*bf16", "out_ptr": "*bf16"}
 FLOAT16 = {"x_ptr": "*fp16"}
@@ -44,6 +48,8 @@ SHARED = {"N": 5760, "K": 2880, "LIMIT": 7.0, "ALPHA": 1.702, "GROWN": 8.0}
 FEW = SHARED | {"A": 4, "TOP_K": 4, "CHOSEN": 4, "R": 1, "BM": 1, "BN": 16, "PARTS": 2}
 MANY = SHARED | {"DIVIDE": 4, "GATED": True, "BN": 128}
 NO_SCALES = {"scales_ptr": None, "out_scales_ptr": None}
+LINEAR = {"IN": 2880, "OUTPUTS": 8, "INPUTS": 128, "PARTS": 4}
+NO_VECTORS = {"bias_ptr": None, "residual_ptr": None}
 KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "few rows": (_hidden_values, FEW, 2),
     "16 rows": (_grouped_product, MANY | {"BM": 16, "LEAST": 8, "CHUNKS": 2, "STAGES": 4}, 4),
@@ -52,13 +58,14 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
         MANY | NO_SCALES | {"BM": 256, "LEAST": 64, "CHUNKS": 2, "STAGES": 3},
         8,
     ),
+    "linear": (_tensor_core_kernel, LINEAR | NO_VECTORS, 4),
 }
 """Kernel, constants, warps."""
 
 
 def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> dict[str, int]:
-    other = FLOAT16 if kernel is _hidden_values else BFLOAT16 if "scales_ptr" in constants else {}
-    types = TYPES | other
+    float8 = kernel is _grouped_product and "scales_ptr" not in constants
+    types = TYPES | (FLOAT16 if kernel is _hidden_values else {} if float8 else BFLOAT16)
     signature = {
         name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
     }
