@@ -21,6 +21,8 @@ table, and subnormal ones no case of their own.
     2       6      2, 1, 0        a shift left by 1              shifts left by 9 and 6
     3       14     10, 9, 8       the same                       shifts left by 1, right by 2
 
+A float16, where it is 2**14 times too small as well, has an e5m2's bits in its upper byte.
+
 Four scales of a row make one word, an exponent in 8 bits each, times 2**14. It is rotated right by
 one bit, so that a rotation by whole bytes brings each to where a float32 or bfloat16 has it.
 
