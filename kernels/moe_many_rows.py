@@ -53,7 +53,7 @@ def config_for(choices: int, experts: int) -> ManyRowsConfig:
     if each <= 10:
         return ManyRowsConfig(16, tile=128, chunks=2, stages=4, warps=4, least=8, float8=True)
     if each <= 40:
-        # What does not fit the registers is hardly used in the loop.
+        # What does not fit so few registers costs less than a fourth program gains.
         return ManyRowsConfig(
             32, tile=128, chunks=2, stages=3, warps=4, least=8, float8=True, registers=128
         )
