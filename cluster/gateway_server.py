@@ -25,6 +25,7 @@ SERVICE: Final = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 _IDLE_POLL_S: Final = 0.02
 _LAST_WORDS_S: Final = 0.5
 """How long a drained gateway may take to send what is written."""
+_NEVER_S: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +118,14 @@ class GatewayServer:
         self._boundary.draining = True
         self.unhealthy = "draining"
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.create_task(self._server.stop(grace_s))
-        while self._boundary.running and not stopping.done():
+        # One stop of grpc's has no end of its own, and another cuts it short: where a stop's time
+        # runs out beside another stop, or a stop is cancelled, grpc crashes.
+        stopping = asyncio.create_task(self._server.stop(_NEVER_S))
+        ends_at = asyncio.get_running_loop().time() + grace_s
+        while self._boundary.running and asyncio.get_running_loop().time() < ends_at:
             await asyncio.sleep(_IDLE_POLL_S)
-        if not stopping.done():
-            # One stop at a time: grpc crashes where the timeout of one finds the server destroyed
-            # by the other.
-            stopping.cancel()
-            await asyncio.gather(stopping, return_exceptions=True)
+        if not self._boundary.running:
             # Streams of health and reflection end when their client likes: they are not waited for.
-            await self._server.stop(_LAST_WORDS_S)
+            await asyncio.wait({stopping}, timeout=_LAST_WORDS_S)
+        await self._server.stop(None)
+        await stopping

@@ -6,13 +6,15 @@ import urllib.request
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from .hang import HANG_S
+
 Families = dict[str, Metric]
 
 
 def fetch(address: str, path: str) -> tuple[int, str]:
     """The status and the body of a page."""
     try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=HANG_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:

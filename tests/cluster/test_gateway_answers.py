@@ -15,6 +15,7 @@ from moeray.v1 import inference_pb2 as pb
 from moeray.vocabulary.block_hash import block_hashes
 
 from .fake_engine import FakeEngine, Script
+from .hang import HANG_S
 from .running_gateway import ANSWER, ask, failure, running_gateway, said, tokenizer, until
 
 COUNTING = said(("final", " ".join(str(number) for number in range(40))))
@@ -250,7 +251,7 @@ async def test_a_first_answer_that_is_lost_in_silence_leaves_nothing_waiting() -
     engines = [FakeEngine(f"e{i}", scripts=scripts[:]) for i in range(3)]
     async with running_gateway(*engines) as gateway:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await gateway.stub.Complete(pb.CompleteRequest(generation=ask(n=3)), timeout=5)
+            await gateway.stub.Complete(pb.CompleteRequest(generation=ask(n=3)), timeout=HANG_S)
         info = await gateway.stub.GetServerInfo(pb.GetServerInfoRequest())
     assert failure(caught.value).code == grpc.StatusCode.UNAVAILABLE
     assert info.running_requests == 0

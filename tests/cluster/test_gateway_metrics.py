@@ -15,9 +15,10 @@ from moeray.cluster.metrics_server import MetricsOptions
 from moeray.v1 import inference_pb2 as pb
 
 from .fake_engine import FakeEngine, Script
+from .free_port import free_port
+from .hang import HANG_S
 from .running_gateway import ANSWER, RunningGateway, ask, running_gateway
 from .scraping import Families, fetch, scrape, value
-from .test_metrics_server import free_port
 
 HISTOGRAMS = (
     "time_to_first_token_seconds",
@@ -67,7 +68,7 @@ async def test_an_answer_moves_them() -> None:
         asked = ask(reasoning_effort=pb.REASONING_EFFORT_HIGH)
         call = asyncio.ensure_future(gateway.stub.Complete(pb.CompleteRequest(generation=asked)))
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(HANG_S):
                 while value(await metrics(gateway), "moeray:gateway_requests_running") != 1:
                     await asyncio.sleep(0.01)
         finally:

@@ -17,6 +17,7 @@ from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
+from .hang import HANG_S
 from .running_gateway import ANSWER, RunningGateway, ask, failure, running_gateway, tokenizer
 
 SERVICE = "moeray.v1.InferenceService"
@@ -30,7 +31,7 @@ async def health(gateway: RunningGateway, service: str) -> int:
 
 
 async def until_health(gateway: RunningGateway, status: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         for service in ("", SERVICE):
             while await health(gateway, service) != status:
                 await asyncio.sleep(0.01)
@@ -110,7 +111,7 @@ async def test_without_an_engine_calls_are_unavailable() -> None:
 async def test_a_request_waits_for_the_first_engine() -> None:
     engine = FakeEngine("e1", scripts=[Script(ANSWER)])
     async with running_engine(engine), running_gateway() as gateway:
-        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
+        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=HANG_S)
         await asyncio.sleep(0.1)
         await gateway.router.register_engine(engine.info())
         assert (await call).answers[0].final == "It is four, naïvely: 🙂."
@@ -120,7 +121,7 @@ async def test_a_request_whose_engine_died_waits_for_its_replacement() -> None:
     dying = FakeEngine("e1", scripts=[Script([], refusal="draining")])
     replacement = FakeEngine("e2", scripts=[Script(ANSWER)])
     async with running_engine(replacement), running_gateway(dying) as gateway:
-        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
+        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=HANG_S)
         await asyncio.sleep(0.1)
         await gateway.router.register_engine(replacement.info())
         assert (await call).answers[0].final == "It is four, naïvely: 🙂."
@@ -132,7 +133,7 @@ async def drainable(engine: FakeEngine) -> AsyncIterator[RunningGateway]:
     async with running_engine(engine):
         router = RouterActor(PlacementLimits(engine_timeout_s=3600.0))
         settings = GatewaySettings(
-            server=ServerOptions(host="127.0.0.1", port=0), cluster_token=TOKEN, drain_grace_s=10.0
+            server=ServerOptions(host="127.0.0.1", port=0), cluster_token=TOKEN, drain_grace_s=600.0
         )
         process = GatewayProcess(settings, router, tokenizer(), gateway_id="g")
         target = f"127.0.0.1:{await process.start()}"
@@ -150,7 +151,7 @@ async def test_a_drain_lets_running_answers_finish_and_listens_no_more() -> None
         running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
         await until_submitted(engine)
         draining = asyncio.create_task(gateway.process.drain())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_S):
             while await can_connect(gateway.target):
                 await asyncio.sleep(0.01)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -159,7 +160,7 @@ async def test_a_drain_lets_running_answers_finish_and_listens_no_more() -> None
         assert not draining.done()
         gate.set()
         assert (await running).answers[0].final == "It is four, naïvely: 🙂."
-        await asyncio.wait_for(draining, 5)
+        await asyncio.wait_for(draining, HANG_S)
 
 
 async def test_health_says_that_a_gateway_drains_but_does_not_hold_it_up() -> None:
@@ -169,8 +170,40 @@ async def test_health_says_that_a_gateway_drains_but_does_not_hold_it_up() -> No
         assert (await watch.read()).status == SERVING
         draining = asyncio.create_task(gateway.process.drain())
         assert (await watch.read()).status == NOT_SERVING
-        # Its grace is 10 s, and the watch has no end of its own.
-        await asyncio.wait_for(draining, 5)
+        # Its grace is 10 min, and the watch has no end of its own.
+        await asyncio.wait_for(draining, HANG_S)
+
+
+async def test_a_drain_that_ends_early_cancels_no_stop_of_grpcs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that was cancelled just when its time ran out failed every later one (grpc 1.85)."""
+    ends: list[BaseException | None] = []
+    servers = type(grpc.aio.server())
+    stop = servers.stop
+
+    async def watched_stop(server: grpc.aio.Server, grace: float | None) -> None:
+        try:
+            await stop(server, grace)
+        except BaseException as error:
+            ends.append(error)
+            raise
+        ends.append(None)
+
+    monkeypatch.setattr(servers, "stop", watched_stop)
+    gate = asyncio.Event()
+    engine = FakeEngine("e1", scripts=[Script(ANSWER, gate=gate)])
+    async with drainable(engine) as gateway:
+        watch = health_pb2_grpc.HealthStub(gateway.channel).Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
+        await until_submitted(engine)
+        draining = asyncio.create_task(gateway.process.drain())
+        assert (await watch.read()).status == NOT_SERVING
+        gate.set()
+        await asyncio.wait_for(draining, HANG_S)
+        assert (await running).answers[0].final == "It is four, naïvely: 🙂."
+    assert ends and set(ends) == {None}
 
 
 async def test_another_gateway_on_the_port_takes_over_at_once() -> None:
@@ -213,7 +246,7 @@ async def gateway_id(target: str) -> str:
 
 
 async def until_submitted(engine: FakeEngine) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         while not engine.submits:
             await asyncio.sleep(0.005)
 

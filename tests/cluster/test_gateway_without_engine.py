@@ -17,6 +17,7 @@ from moeray.cluster.router import RouterActor
 from moeray.v1 import inference_pb2 as pb
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
+from .hang import HANG_S
 from .running_gateway import ANSWER, RunningGateway, ask, failure, tokenizer, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -71,7 +72,7 @@ async def models(gateway: RunningGateway) -> list[pb.Model]:
 
 async def until_engines(gateway: RunningGateway, count: int) -> pb.Model:
     """Wait until the gateway knows so many engines; returns the only model."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         while True:
             (model,) = await models(gateway)
             if model.engines == count:
@@ -80,7 +81,7 @@ async def until_engines(gateway: RunningGateway, count: int) -> pb.Model:
 
 
 async def until_health(gateway: RunningGateway, status: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         while await health(gateway) != status:
             await asyncio.sleep(0.005)
 
@@ -113,7 +114,7 @@ async def test_a_request_waits_and_says_that_an_engine_is_wanted() -> None:
     engine = FakeEngine("e1", scripts=[Script(ANSWER)])
     async with gateway_for(engine, wakes_engines=True) as gateway:
         assert not gateway.process.lacks_engine
-        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
+        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=HANG_S)
         await until(lambda: gateway.process.lacks_engine)
         await gateway.router.register_engine(engine.info())
         assert (await call).answers[0].final
@@ -122,7 +123,7 @@ async def test_a_request_waits_and_says_that_an_engine_is_wanted() -> None:
 
 async def test_nobody_is_waited_for_when_the_client_is_gone() -> None:
     async with gateway_for(FakeEngine("e1"), wakes_engines=True) as gateway:
-        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=5)
+        call = gateway.stub.Complete(pb.CompleteRequest(generation=ask()), timeout=HANG_S)
         await until(lambda: gateway.process.lacks_engine)
         call.cancel()
         await until(lambda: not gateway.process.lacks_engine)
@@ -141,7 +142,7 @@ async def test_what_cannot_be_served_wakes_no_engine(
     async with gateway_for(FakeEngine("e1"), wakes_engines=True) as gateway:
         generation = ask(**fields)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(HANG_S):
                 await gateway.stub.Complete(pb.CompleteRequest(generation=generation))
         assert failure(caught.value).code == code
         assert not gateway.process.lacks_engine

@@ -21,12 +21,8 @@ from moeray.cluster.metrics_server import (
 )
 from moeray.cluster.port_lock import METRICS_PORTS
 
+from .free_port import free_port
 from .scraping import fetch, scrape, value
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Samples:

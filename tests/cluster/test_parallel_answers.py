@@ -10,6 +10,7 @@ from moeray.cluster.errors import Unavailable
 from moeray.cluster.parallel_answers import MAX_QUEUED, answer_seed, merged
 from moeray.v1 import inference_pb2 as pb
 
+from .hang import HANG_S
 from .running_gateway import until
 
 STARTED = pb.GenerateResponse(started=pb.Started())
@@ -51,7 +52,7 @@ async def sources() -> list[Source]:
 
 @pytest.fixture
 async def stream(sources: list[Source]) -> AsyncIterator[AsyncGenerator[pb.GenerateResponse, None]]:
-    async with asyncio.timeout(5), aclosing(merged([s.answer() for s in sources])) as events:
+    async with asyncio.timeout(HANG_S), aclosing(merged([s.answer() for s in sources])) as events:
         yield events
 
 

@@ -19,8 +19,8 @@ from moeray.cluster.placement import PlacementLimits
 from moeray.cluster.router_process import RouterProcess, RouterProcessOptions
 
 from .fake_engine import FakeEngine
+from .free_port import free_port
 from .scraping import Families, fetch, scrape, value
-from .test_metrics_server import free_port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from moeray.cluster.request_stream import RequestStream
 from moeray.engine.v1 import engine_pb2
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
+from .hang import HANG_S
 
 FLUSH_S = 0.02
 
@@ -125,7 +126,7 @@ async def test_the_link_flushes_what_no_later_row_does(
         await link.submit(engine_pb2.Submit(request_key=key, epoch=1, max_output_tokens=99))
         for key in (0, 1)
     ]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         said = [token async for rows in streams[0] for r in rows for token in r.token_ids]
         assert said == [1, 2, 3, 4]
         open_ended: list[int] = []

@@ -15,6 +15,8 @@ from moeray.cluster.router import RouterActor
 from tests.cluster.contract_samples import chain, kv_events, request
 from tests.cluster.contract_samples import one_rank_engine as engine
 
+from .hang import HANG_S
+
 
 class Clock:
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ async def test_watch_wakes_when_an_engine_registers_or_leaves() -> None:
         poll = asyncio.create_task(router.watch("g", version, 60.0))
         await asyncio.sleep(0)
         await change
-        update = await asyncio.wait_for(poll, 5)
+        update = await asyncio.wait_for(poll, HANG_S)
         assert [info.engine_id for info in update.engines] == engines
         version = update.version
 
@@ -60,7 +62,7 @@ async def test_an_outcome_wakes_only_its_gateway() -> None:
     other = asyncio.create_task(router.watch("g2", version, 60.0))
     await asyncio.sleep(0)
     await router.release("g1", ["a"])
-    update = await asyncio.wait_for(mine, 5)
+    update = await asyncio.wait_for(mine, HANG_S)
     assert update.outcomes == [Placement("b", "e1", 0)]
     assert not other.done()
     other.cancel()
@@ -75,12 +77,12 @@ async def test_the_tick_expires_deadlines_engines_and_gateways() -> None:
     poll = asyncio.create_task(router.watch("g", first.version, 60.0))
     await asyncio.sleep(0)
     clock.now += 2
-    (refused,) = (await asyncio.wait_for(poll, 5)).outcomes
+    (refused,) = (await asyncio.wait_for(poll, HANG_S)).outcomes
     assert isinstance(refused, Refused) and refused.reason == "deadline"
     poll = asyncio.create_task(router.watch("g", first.version, 60.0))
     await asyncio.sleep(0)
     clock.now += 6
-    assert (await asyncio.wait_for(poll, 5)).engines == []
+    assert (await asyncio.wait_for(poll, HANG_S)).engines == []
     load = EngineLoad(engine_id="e1", running=[0], waiting=[0], free_blocks=[1], steps=0)
     assert not await router.report_load(load)
 

@@ -22,6 +22,8 @@ from moeray.cluster.router_client import RouterClient, RouterUnreachable
 from tests.cluster.contract_samples import one_rank_engine as engine
 from tests.cluster.contract_samples import request
 
+from .hang import HANG_S
+
 
 class LosableRouter:
     """A router actor behind a seam that can lose the call, the reply, or the whole router."""
@@ -83,13 +85,13 @@ async def connected(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 async def place(client: RouterClient, asked: PlacementRequest) -> Placement:
-    return await asyncio.wait_for(client.place(asked), 5)
+    return await asyncio.wait_for(client.place(asked), HANG_S)
 
 
 async def test_requests_of_one_tick_travel_in_one_call() -> None:
@@ -197,10 +199,10 @@ async def test_requests_wait_for_a_router_that_restarts_and_placements_are_annou
         await asyncio.sleep(0.05)
         assert not waiting.done() and not late.done()
         client.release("running")
-        done, _ = await asyncio.wait({waiting, late}, timeout=5, return_when="FIRST_COMPLETED")
+        done, _ = await asyncio.wait({waiting, late}, timeout=HANG_S, return_when="FIRST_COMPLETED")
         (first,) = done
         client.release(first.result().request_id)
-        await asyncio.wait_for(asyncio.gather(waiting, late), 5)
+        await asyncio.wait_for(asyncio.gather(waiting, late), HANG_S)
 
 
 async def test_a_restarted_router_without_engines_does_not_empty_the_list_at_once() -> None:
