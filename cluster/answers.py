@@ -21,6 +21,7 @@ from moeray.cluster.catalogue import Catalogue, ServedModel
 from moeray.cluster.contracts import Placement, PlacementRequest
 from moeray.cluster.engine_link import EngineLinks
 from moeray.cluster.errors import Unavailable
+from moeray.cluster.failed_tries import FailedTries
 from moeray.cluster.generation import GenerationRequest
 from moeray.cluster.harmony import HarmonyRenderer
 from moeray.cluster.interceptors import Call
@@ -114,13 +115,13 @@ class Answers:
 
     async def answer(self, asked: _Asked) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The events of one answer."""
-        lost_on, started = list[str](), False
+        failed, started = FailedTries(), False
         request, model = asked.prompt.request, asked.prompt.model
         observer = self._observe(asked.call, model.name, request.reasoning_effort)
         for epoch in range(1, MAX_TRIES + 1):
             log, has_spoken = self._token_log(asked.prompt), False
             try:
-                async with self._placed(asked, epoch, lost_on) as (placement, steps):
+                async with self._placed(asked, epoch, failed) as (placement, steps):
                     observer.placed(placement.engine_id)
                     cached_tokens = await steps.admission()
                     if not started:
@@ -136,7 +137,7 @@ class Answers:
                             yield event
                 break
             except Unavailable:
-                if has_spoken or len(lost_on) < epoch or epoch == MAX_TRIES:
+                if has_spoken or len(failed) < epoch or epoch == MAX_TRIES:
                     raise
                 observer.retried()
         if recoveries := log.recoveries:
@@ -165,10 +166,11 @@ class Answers:
 
     @asynccontextmanager
     async def _placed(
-        self, asked: _Asked, epoch: int, lost_on: list[str]
+        self, asked: _Asked, epoch: int, failed: FailedTries
     ) -> AsyncIterator[tuple[Placement, RequestStream]]:
         """One try: placed and submitted; at the end cancelled if it still runs, and released."""
-        wanted = _placement_request(asked, epoch, lost_on)
+        avoided = failed.avoided(self._router.engines, asked.prompt.model.name)
+        wanted = _placement_request(asked, epoch, avoided)
         try:
             placement = await self._router.place(wanted)
             try:
@@ -177,7 +179,7 @@ class Answers:
                 with closing(steps):
                     yield placement, steps
             except Unavailable as error:
-                lost_on.append(placement.engine_id)
+                failed.note(placement.engine_id, error)
                 self._log.warning("try_failed", engine_id=placement.engine_id, reason=str(error))
                 raise
         finally:
@@ -220,7 +222,7 @@ def _max_output_tokens(prompt: Prompt) -> int:
     )
 
 
-def _placement_request(asked: _Asked, epoch: int, lost_on: list[str]) -> PlacementRequest:
+def _placement_request(asked: _Asked, epoch: int, avoided: tuple[str, ...]) -> PlacementRequest:
     prompt, call = asked.prompt, asked.call
     return PlacementRequest(
         # The client chose its request id, so that alone may not be unique.
@@ -231,7 +233,7 @@ def _placement_request(asked: _Asked, epoch: int, lost_on: list[str]) -> Placeme
         priority=prompt.request.priority,
         conversation_id=prompt.request.conversation_id,
         deadline=call.deadline,
-        avoid_engine_ids=tuple(lost_on),
+        avoid_engine_ids=avoided,
         block_hashes=prompt.block_hashes,
     )
 

@@ -111,7 +111,7 @@ class PlacementRequest:
     deadline: float | None
     """Unix time; a request that is still waiting then is dropped."""
     avoid_engine_ids: tuple[str, ...] = ()
-    """Engines that lost this request before: it is not placed there again."""
+    """Engines that lost this request before, or were not reached: it is not placed there."""
     block_hashes: tuple[bytes, ...] = ()
     """Of the prompt's whole blocks, by the model's block_tokens."""
 

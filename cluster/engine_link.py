@@ -3,8 +3,8 @@
 Both ends prove that they know the cluster's token before anything else is said. A token is known by
 (request, epoch, index): rows of an older epoch are dropped, and a gap ends the request. A request
 never hangs and never ends in silence: when the stream dies or falls silent, the engine lets it go,
-or rows do not follow each other, it fails with Unavailable. A broken link is opened again while its
-engine is registered.
+or rows do not follow each other, it fails with Unavailable; with NotReached where it was not even
+sent. A broken link is opened again while its engine is registered.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ import grpc
 import structlog
 
 from moeray.cluster.contracts import EngineInfo
-from moeray.cluster.errors import Unavailable
+from moeray.cluster.errors import NotReached
+from moeray.cluster.patience import within
 from moeray.cluster.request_stream import RequestStream
 from moeray.engine.v1 import engine_pb2, engine_pb2_grpc
 from moeray.vocabulary.cluster_token import (
@@ -96,12 +97,12 @@ class EngineLink:
         return self._task.done()
 
     async def submit(self, submit: engine_pb2.Submit) -> RequestStream:
-        """Start a request. Raises Unavailable when there is no connection in time."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._connected.wait()
-        except TimeoutError:
-            raise Unavailable(f"no link to engine {self.engine.engine_id}") from None
+        """Start a request. Raises NotReached when there is no connection in time."""
+        if not self._connected.is_set():
+            try:
+                await within(CONNECT_TIMEOUT_S, self._connected.wait())
+            except TimeoutError:
+                raise NotReached(f"no link to engine {self.engine.engine_id}") from None
         stream = RequestStream(
             submit.request_key, submit.epoch, flush_s=self._flush_s, forget=self.forget
         )
@@ -189,8 +190,7 @@ class EngineLink:
         raise LinkBroken(f"it said nothing for {SILENCE_TICK_S * MAX_SILENT_TICKS:g} s")
 
     async def _check_proof(self, call: _Call, nonce: str) -> None:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            metadata = await call.initial_metadata()
+        metadata = await within(CONNECT_TIMEOUT_S, call.initial_metadata())
         given = str(dict(metadata or ()).get(PROOF_METADATA, ""))
         if not given and call.done():
             raise LinkBroken(f"{(await call.code()).name}: {await call.details()}")
@@ -296,16 +296,19 @@ class EngineLinks:
         self._changed = asyncio.Event()
 
     async def submit(self, engine_id: str, submit: engine_pb2.Submit) -> RequestStream:
-        """Start a request on an engine. Raises Unavailable."""
-        with contextlib.suppress(TimeoutError):
+        """Start a request on an engine. Raises NotReached."""
+        if engine_id not in self._links:
             # A placement may arrive before the list that names its engine.
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                while engine_id not in self._links:
-                    await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                await within(CONNECT_TIMEOUT_S, self._listing(engine_id))
         link = self._links.get(engine_id)
         if link is None:
-            raise Unavailable(f"engine {engine_id} is not registered")
+            raise NotReached(f"engine {engine_id} is not registered")
         return await link.submit(submit)
+
+    async def _listing(self, engine_id: str) -> None:
+        while engine_id not in self._links:
+            await self._changed.wait()
 
     def _count_break(self) -> None:
         self.breaks += 1

@@ -54,6 +54,10 @@ class Unavailable(MoerayError):
         super().__init__(message)
 
 
+class NotReached(Unavailable):
+    """The engine was not there in time: it never saw the request."""
+
+
 class DeadlineExpired(MoerayError):
     """The client's deadline passed before the answer was complete."""
 

@@ -25,6 +25,7 @@ from moeray.v1 import inference_pb2_grpc
 from moeray.vocabulary.harmony_tokens import CALL, RETURN
 
 from .fake_engine import TOKEN, FakeEngine, running_engine
+from .hang import HANG_S
 
 
 @cache
@@ -65,7 +66,7 @@ class RunningGateway:
     async def register(self, info: EngineInfo) -> None:
         """Register an engine and wait until the gateway knows it."""
         await self.router.register_engine(info)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_S):
             while True:
                 models = await self.stub.ListModels(pb.ListModelsRequest())
                 if any(model.name == info.model for model in models.models):
@@ -114,6 +115,14 @@ def ask(text: str = "What is 2 + 2?", **fields: object) -> pb.GenerateRequest:
     return pb.GenerateRequest(messages=[message], **fields)  # type: ignore[arg-type]
 
 
+def text_of(events: list[pb.GenerateResponse], channel: pb.Channel.ValueType) -> str:
+    return "".join(e.delta.text for e in events if e.delta.channel == channel)
+
+
+def fields_of(events: list[pb.GenerateResponse]) -> list[str | None]:
+    return [event.WhichOneof("event") for event in events]
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A failed call with its google.rpc details; ``violations`` are field paths."""
@@ -153,6 +162,6 @@ def _detail(status: status_pb2.Status, empty: D) -> D | None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.005)

@@ -1,6 +1,7 @@
 """The gateway's link against a fake engine over loopback: order, epochs, loss, proof."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -12,6 +13,7 @@ from moeray.cluster.request_stream import RequestStream
 from moeray.engine.v1 import engine_pb2
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
+from .hang import HANG_S
 
 TOKENS = list(range(100, 120))
 
@@ -44,12 +46,12 @@ def row(first: int, *tokens: int, epoch: int = 1, last: bool = False) -> engine_
 
 
 async def tokens_of(stream: RequestStream) -> list[int]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         return [token async for rows in stream for r in rows for token in r.token_ids]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -254,13 +256,24 @@ async def test_an_engine_that_is_not_there_is_unavailable() -> None:
     await link.close()
 
 
+async def test_a_gateway_that_stood_still_blames_no_engine(engine: FakeEngine) -> None:
+    engine.scripts = [Script(TOKENS)]
+    link = EngineLink(engine.info(), TOKEN)
+    submitting = asyncio.create_task(link.submit(submit()))
+    await asyncio.sleep(0)  # it waits for its link, and the link for the engine's proof
+    time.sleep(1.5 * engine_link.CONNECT_TIMEOUT_S)
+    assert await tokens_of(await submitting) == TOKENS
+    assert engine.connections == 1
+    await link.close()
+
+
 async def test_links_follow_the_list_of_engines(engine: FakeEngine) -> None:
     links = EngineLinks(TOKEN)
     engine.scripts = [Script(TOKENS, hold_after=1), Script(TOKENS)]
     waiting = asyncio.create_task(links.submit("e1", submit()))
     await asyncio.sleep(0.01)
     links.update([engine.info()])
-    running = await asyncio.wait_for(waiting, 5)
+    running = await asyncio.wait_for(waiting, HANG_S)
     await anext(running)
     links.update([])
     with pytest.raises(Unavailable, match="not registered"):
