@@ -74,6 +74,11 @@ class EngineTable:
             engine.last_seen = now
         return engine is not None
 
+    def excuse(self, now: float) -> None:
+        """Count every engine's silence from now."""
+        for engine in self._engines.values():
+            engine.last_seen = now
+
     def silent_since(self, time: float) -> list[str]:
         """Engines that were not heard of after ``time``."""
         return [name for name, engine in self._engines.items() if engine.last_seen < time]

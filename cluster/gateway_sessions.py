@@ -38,6 +38,11 @@ class GatewaySessions:
         session.last_seen = now
         return session.name
 
+    def excuse(self, now: float) -> None:
+        """Count every gateway's silence from now."""
+        for session in self._sessions.values():
+            session.last_seen = now
+
     def silent_since(self, time: float) -> list[str]:
         """Gateways that were not heard of after ``time``."""
         return [name for name, session in self._sessions.items() if session.last_seen < time]

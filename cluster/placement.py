@@ -189,6 +189,11 @@ class PlacementPolicy:
         """Outcomes of requests that waited, each handed out once."""
         return self._gateways.take_outcomes(gateway_id)
 
+    def excuse(self, now: float) -> None:
+        """Nobody was heard of for a reason of our own: count everyone's silence from now."""
+        self._engines.excuse(now)
+        self._gateways.excuse(now)
+
     def expire(self, now: float) -> None:
         """Drop engines and gateways that are silent, and requests whose time is over."""
         for engine_id in self._engines.silent_since(now - self.limits.engine_timeout_s):

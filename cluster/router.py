@@ -28,6 +28,8 @@ from moeray.cluster.contracts import (
 from moeray.cluster.placement import PlacementLimits, PlacementPolicy
 
 TICK_S = 0.1
+STANDSTILL_S = 1.0
+"""A tick that takes longer: what engines and gateways said meanwhile may still be unheard."""
 
 
 class RouterActor:
@@ -118,6 +120,9 @@ class RouterActor:
 
     async def _tick(self) -> None:
         while True:
+            before = time.monotonic()
             await asyncio.sleep(TICK_S)
+            if time.monotonic() - before > STANDSTILL_S:
+                self._policy.excuse(self._clock())
             self._policy.expire(self._clock())
             self._wake_watchers()

@@ -193,6 +193,20 @@ def test_a_silent_engine_vanishes_and_finds_its_places_when_it_is_back() -> None
     placing.check_integrity(8.4)
 
 
+def test_silence_for_a_reason_of_the_routers_own_is_excused() -> None:
+    placing = policy(engine(ranks=1))
+    placing.place("g", request("a"), 0.0)
+    placing.excuse(100.0)
+    placing.expire(100.0)
+    placing.expire(105.0)
+    assert len(placing.engines) == 1 and placing.stats().running == 1
+    placing.expire(105.1)
+    assert placing.engines == [] and placing.stats().running == 1
+    placing.expire(110.1)
+    assert placing.stats().running == 0
+    placing.check_integrity(110.1)
+
+
 def test_a_silent_gateway_frees_what_it_held_and_gets_a_new_session() -> None:
     placing = policy(engine(ranks=1))
     session = placing.heartbeat("g1", 0.0)

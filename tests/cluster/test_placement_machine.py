@@ -224,6 +224,15 @@ class PlacementMachine(RuleBasedStateMachine):
         late = [k for k in self.waiting if (d := self.deadlines[k]) is not None and d <= self.now]
         assert late == [], "a request waits past its deadline"
 
+    @rule(seconds=st.floats(1.0, 100.0))
+    def router_stands_still(self, seconds: float) -> None:
+        engines = self.placing.engines
+        self.now += seconds
+        self.placing.excuse(self.now)
+        self.placing.expire(self.now)
+        assert self.placing.engines == engines
+        self.collect()
+
     @rule(gateway=st.integers(0, 1))
     def gateway_vanishes(self, gateway: int) -> None:
         gone, other = f"g{gateway}", f"g{1 - gateway}"

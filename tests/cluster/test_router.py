@@ -1,6 +1,7 @@
 """The router actor's class without Ray: long polls, outcomes, and time passing."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 from moeray.cluster.contracts import (
@@ -11,7 +12,7 @@ from moeray.cluster.contracts import (
     Waiting,
 )
 from moeray.cluster.placement import PlacementLimits
-from moeray.cluster.router import RouterActor
+from moeray.cluster.router import STANDSTILL_S, TICK_S, RouterActor
 from tests.cluster.contract_samples import chain, kv_events, request
 from tests.cluster.contract_samples import one_rank_engine as engine
 
@@ -85,6 +86,21 @@ async def test_the_tick_expires_deadlines_engines_and_gateways() -> None:
     assert (await asyncio.wait_for(poll, HANG_S)).engines == []
     load = EngineLoad(engine_id="e1", running=[0], waiting=[0], free_blocks=[1], steps=0)
     assert not await router.report_load(load)
+
+
+async def test_a_router_that_stood_still_takes_nobody_for_gone() -> None:
+    router = RouterActor(PlacementLimits(engine_timeout_s=1.0, gateway_timeout_s=1.0))
+    await router.register_engine(engine())
+    await router.place("g", [request("a")])
+    version = (await router.watch("g", 0, 0.0)).version
+    await asyncio.sleep(1.5 * TICK_S)
+    time.sleep(1.2 * STANDSTILL_S)
+    await asyncio.sleep(1.5 * TICK_S)
+    stats = await router.stats()
+    assert (stats.engines, stats.running) == (1, 1)
+    async with asyncio.timeout(HANG_S):  # an engine that stays silent is gone after all
+        while (await router.watch("g", version, 60.0)).engines:
+            pass
 
 
 async def test_announced_placements_count_again() -> None:
