@@ -1,97 +1,139 @@
-"""Compiles kernels for Hopper, on a machine without a GPU, and says what came out.
+"""Compiles what ops launch for Hopper, on a machine without a GPU, and says what came out.
 
-Run as ``python -m tests.kernels.hopper`` without TRITON_INTERPRET: prints a JSON object with, for
-each kernel, its registers, what it spilled, and its tensor-core instructions.
+``python -m tests.kernels.hopper [NAME ...]`` without TRITON_INTERPRET: the cases of ``test_ops.py``
+whose names begin so, by default all of full size. Prints a JSON list with, for each kernel that no
+case before has launched with these types and constants, its registers, instructions and barriers,
+what it spilled, and where its tensor-core instructions have their first operands.
 """
 
+import argparse
 import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from moeray.kernels.linear import _tensor_core_kernel
-from moeray.kernels.moe_few_rows import _hidden_values
-from moeray.kernels.moe_many_rows import _grouped_product
+from moeray.kernels import attention_decode
+from tests.kernels.op_cases import Draw
+from tests.kernels.test_ops import CASES
 
-HOPPER = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {
-    "x_ptr": "*fp8e4nv",
-    "x_scales_ptr": "*fp32",
-    "scales_ptr": "*fp32",
-    "experts_ptr": "*i64",
-    "words_ptr": "*i16",
-    "factors_ptr": "*i32",
-    "bias_ptr": "*bf16",
-    "hidden_ptr": "*fp16",
-    "out_ptr": "*fp8e4nv",
-    "out_scales_ptr": "*fp32",
-    "choices_ptr": "*i32",
-    "expert_ptr": "*i32",
-    "begin_ptr": "*i32",
-    "count_ptr": "*i32",
-    "first_expert": "i32",
-    "held": "i32",
-    "weight_ptr": "*bf16",
-    "out_features": "i32",
-    "rows": "i32",
-}
-BFLOAT16 = {"x_ptr": "*bf16", "out_ptr": "*bf16"}
-FLOAT16 = {"x_ptr": "*fp16"}
-SHARED = {"N": 5760, "K": 2880, "LIMIT": 7.0, "ALPHA": 1.702, "GROWN": 8.0}
-FEW = SHARED | {"A": 4, "TOP_K": 4, "CHOSEN": 4, "R": 1, "BM": 1, "BN": 16, "PARTS": 2}
-MANY = SHARED | {"DIVIDE": 4, "GATED": True, "BN": 128}
-NO_SCALES = {"scales_ptr": None, "out_scales_ptr": None}
-LINEAR = {"IN": 2880, "OUTPUTS": 8, "INPUTS": 128, "PARTS": 4}
-NO_VECTORS = {"bias_ptr": None, "residual_ptr": None}
-KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
-    "few rows": (_hidden_values, FEW, 2),
-    "16 rows": (_grouped_product, MANY | {"BM": 16, "LEAST": 8, "CHUNKS": 2, "STAGES": 4}, 4),
-    "256 rows": (
-        _grouped_product,
-        MANY | NO_SCALES | {"BM": 256, "LEAST": 64, "CHUNKS": 2, "STAGES": 3},
-        8,
-    ),
-    "linear": (_tensor_core_kernel, LINEAR | NO_VECTORS, 4),
-}
-"""Kernel, constants, warps."""
+MULTIPROCESSORS = 132
+"""Of an H200."""
 
 
-def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> dict[str, int]:
-    float8 = kernel is _grouped_product and "scales_ptr" not in constants
-    types = TYPES | (FLOAT16 if kernel is _hidden_values else {} if float8 else BFLOAT16)
-    signature = {
-        name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
-    }
-    aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, kind in enumerate(signature.values())
-        if kind.startswith("*")
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": warps, "launch_pdl": True}
-    cubin = triton.compile(source, target=HOPPER, options=options).asm["cubin"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """One kernel, compiled; counts are of instructions but for registers and bytes."""
+
+    case: str
+    kernel: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    instructions: int
+    spills: int
+    barriers: int
+    products_from_registers: int
+    products_from_shared_memory: int
+
+
+class Hopper:
+    """A driver that knows its chip, and has none."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+class Zeros(Draw):
+    """Tensors of the right shapes and dtypes, whose memory nobody touches."""
+
+    @property
+    def bfloat16(self) -> torch.dtype:
+        return torch.bfloat16
+
+    def normal(
+        self, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16
+    ) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def integers(
+        self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32
+    ) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+
+@contextmanager
+def compiling() -> Iterator[dict[str, tuple[str, CompiledKernel]]]:
+    """Inside it launches compile and do nothing else: kernel names and kernels, by hash."""
+    launched: dict[str, tuple[str, CompiledKernel]] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, **options: Any) -> CompiledKernel:
+        kernel = run(self, *arguments, **options | {"warmup": True})
+        launched[kernel.hash] = self.fn.__name__, kernel
+        return kernel
+
+    driver.set_active(Hopper())
+    with (
+        patch.object(JITFunction, "run", compile_only),
+        patch.object(attention_decode, "_multiprocessors", lambda device: MULTIPROCESSORS),
+    ):
+        yield launched
+
+
+def compiled(prefixes: tuple[str, ...]) -> Iterator[Compiled]:
+    draw = Zeros.of("", torch.device("cpu"))
+    known: set[str] = set()
+    with compiling() as launched:
+        for case in CASES:
+            if case.name.startswith(prefixes) if prefixes else case.full_size:
+                case.op(**case.arguments(draw))
+                for key in launched.keys() - known:
+                    yield _described(case.name, *launched[key])
+                known |= launched.keys()
+
+
+def _described(case: str, name: str, kernel: CompiledKernel) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(kernel.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         code = _tool("nvdisasm", "-c", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None
-    return {
-        "registers": int(found[1]),
-        "stack": int(found[2]),
-        "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
-        "from registers": len(re.findall(r"(?:GMMA\.\S+ R\d+, R\d+, gdesc|HMMA)", code)),
-        "barriers": len(re.findall(r"\bBAR\.", code)),
-        "from shared memory": len(re.findall(r"GMMA\.\S+ R\d+, gdesc", code)),
-    }
+    from_shared_memory = len(re.findall(r"GMMA\.\S+ R\d+, gdesc", code))
+    return Compiled(
+        case=case,
+        kernel=name,
+        registers=int(found[1]),
+        stack_bytes=int(found[2]),
+        shared_bytes=kernel.metadata.shared,
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE)),
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        barriers=len(re.findall(r"\bBAR\.", code)),
+        products_from_registers=len(re.findall(r"(?:GMMA\.\S+ R\d+, R\d+, gdesc|HMMA)", code)),
+        products_from_shared_memory=from_shared_memory,
+    )
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -99,5 +141,12 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="how names of cases begin")
+    names = tuple(parser.parse_args().names)
+    print(json.dumps([asdict(kernel) for kernel in compiled(names)], indent=1))
+
+
 if __name__ == "__main__":
-    print(json.dumps({name: compiled(*kernel) for name, kernel in KERNELS.items()}))
+    main()
