@@ -168,7 +168,7 @@ def _token_counters(models: Mapping[str, _ModelCounts]) -> Iterator[Metric]:
     )  # fmt: skip
     yield of("generation_tokens", "Tokens sent to clients.", lambda c: c.generation_tokens)
     yield of(
-        "request_retries", "Tries that an engine lost, followed by another elsewhere.",
+        "request_retries", "Tries that failed on an engine, followed by another.",
         lambda counts: counts.retries,
     )  # fmt: skip
 
