@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 CACHE = Path(os.environ.get("MOERAY_CACHE_DIR") or Path(__file__).parents[2] / ".cache" / "moeray")
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 
 
@@ -25,6 +25,16 @@ def environment(**extra: str) -> dict[str, str]:
     """This process's environment without Ray's address, and the repository's own cache."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return kept | {"MOERAY_CACHE_DIR": str(CACHE)} | extra
+
+
+def ray_environment(**extra: str) -> dict[str, str]:
+    """The same for a Ray cluster that is joined, which should run so (cluster/README.md)."""
+    return environment(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_niceness="0",
+        RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS="1",
+        **extra,
+    )
 
 
 def run(*arguments: str, timeout_s: float = 90.0, **env: str) -> subprocess.CompletedProcess[str]:

@@ -12,9 +12,9 @@ import pytest
 from moeray.cluster.client import Client, user_request
 from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
-from tests.integration.serving import Server, environment, wait_until
+from tests.integration.serving import Server, ray_environment, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 HANG_S = 90.0
 LONG = 16_000
@@ -30,7 +30,7 @@ def ray_address() -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(RAY_USAGE_STATS_ENABLED="0"),
+        env=ray_environment(),
     ) as nodes:
         assert nodes.stdout is not None and nodes.stdin is not None
         seen = []

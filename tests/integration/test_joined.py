@@ -10,9 +10,9 @@ import pytest
 
 from moeray.cluster.client import Client, user_request
 from moeray.cluster.whole_answer import WholeAnswer
-from tests.integration.serving import Server, environment, run, wait_until
+from tests.integration.serving import Server, ray_environment, run, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def ray_address() -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(RAY_USAGE_STATS_ENABLED="0"),
+        env=ray_environment(),
     ) as head:
         assert head.stdout is not None
         seen = []

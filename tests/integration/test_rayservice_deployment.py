@@ -17,10 +17,10 @@ from moeray.cluster.client import Client, user_request
 from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 from tests.integration.deployed_cluster import ANSWER
-from tests.integration.serving import environment, wait_until
+from tests.integration.serving import ray_environment, wait_until
 from tests.k8s.manifests import render, serve_config
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 class Deployed:
@@ -49,7 +49,7 @@ def deployed() -> Iterator[Deployed]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(MOERAY_CLUSTER_TOKEN="t" * 40),
+        env=ray_environment(MOERAY_CLUSTER_TOKEN="t" * 40),
     ) as process:
         yield Deployed(process)
         assert process.stdin is not None
