@@ -25,7 +25,7 @@ class FailedTries:
         tries.append(engine_id)
 
     def avoided(self, engines: Iterable[EngineInfo], model: str) -> tuple[str, ...]:
-        """The ids of engines that do not come into question, of all the ``engines`` there are."""
+        """The ids of engines to keep away from, where ``engines`` are all there are."""
         failed = (*self._lost_on, *self._not_reached)
         if any(engine.model == model and engine.engine_id not in failed for engine in engines):
             return failed

@@ -121,8 +121,9 @@ class GatewayServer:
         # One stop of grpc's has no end of its own, and another cuts it short: where a stop's time
         # runs out beside another stop, or a stop is cancelled, grpc crashes.
         stopping = asyncio.create_task(self._server.stop(_NEVER_S))
-        ends_at = asyncio.get_running_loop().time() + grace_s
-        while self._boundary.running and asyncio.get_running_loop().time() < ends_at:
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + grace_s
+        while self._boundary.running and clock() < ends_at:
             await asyncio.sleep(_IDLE_POLL_S)
         if not self._boundary.running:
             # Streams of health and reflection end when their client likes: they are not waited for.

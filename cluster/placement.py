@@ -7,7 +7,7 @@ stays on record while its engine is gone, so that an engine which registers agai
 finds its places as they are.
 
 Rules: whoever could be placed never waits; an expired request is never placed; a request is never
-placed on an engine that lost it before.
+placed on an engine that it is to avoid.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """A whole gateway on loopback: real gRPC on both sides, the router's class, fake engines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -159,9 +159,3 @@ def _detail(status: status_pb2.Status, empty: D) -> D | None:
         if packed.Unpack(empty):
             return empty
     return None
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(HANG_S):
-        while not condition():
-            await asyncio.sleep(0.005)

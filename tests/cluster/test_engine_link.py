@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,7 +13,7 @@ from moeray.cluster.request_stream import RequestStream
 from moeray.engine.v1 import engine_pb2
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
-from .hang import HANG_S
+from .hang import HANG_S, until
 
 TOKENS = list(range(100, 120))
 
@@ -48,12 +48,6 @@ def row(first: int, *tokens: int, epoch: int = 1, last: bool = False) -> engine_
 async def tokens_of(stream: RequestStream) -> list[int]:
     async with asyncio.timeout(HANG_S):
         return [token async for rows in stream for r in rows for token in r.token_ids]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(HANG_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_tokens_arrive_in_order_and_the_stream_ends(

@@ -10,7 +10,7 @@ import pytest
 from moeray.cluster import engine_waker
 from moeray.cluster.engine_waker import EngineWaker
 
-from .running_gateway import until
+from .hang import until
 
 
 @pytest.fixture(autouse=True)

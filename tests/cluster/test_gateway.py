@@ -13,7 +13,7 @@ from moeray.v1 import inference_pb2 as pb
 from moeray.vocabulary.harmony_tokens import CHANNEL, START
 
 from .fake_engine import FakeEngine, Script
-from .hang import HANG_S
+from .hang import HANG_S, until
 from .running_gateway import (
     ANSWER,
     ask,
@@ -23,7 +23,6 @@ from .running_gateway import (
     said,
     text_of,
     tokenizer,
-    until,
 )
 
 TOOL = pb.Tool(

@@ -15,8 +15,15 @@ from moeray.v1 import inference_pb2 as pb
 from moeray.vocabulary.block_hash import block_hashes
 
 from .fake_engine import FakeEngine, Script
-from .hang import HANG_S
-from .running_gateway import ANSWER, ask, failure, running_gateway, said, tokenizer, until
+from .hang import HANG_S, until
+from .running_gateway import (
+    ANSWER,
+    ask,
+    failure,
+    running_gateway,
+    said,
+    tokenizer,
+)
 
 COUNTING = said(("final", " ".join(str(number) for number in range(40))))
 

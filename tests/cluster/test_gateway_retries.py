@@ -10,7 +10,7 @@ from moeray.v1 import inference_pb2 as pb
 
 from .fake_engine import FakeEngine, Script, running_engine
 from .free_port import free_port
-from .hang import HANG_S
+from .hang import HANG_S, until
 from .running_gateway import (
     ANSWER,
     RunningGateway,
@@ -19,7 +19,6 @@ from .running_gateway import (
     fields_of,
     running_gateway,
     text_of,
-    until,
 )
 
 FINAL = "It is four, naïvely: 🙂."

@@ -17,7 +17,7 @@ from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
-from .hang import HANG_S
+from .hang import HANG_S, until
 from .running_gateway import ANSWER, RunningGateway, ask, failure, running_gateway, tokenizer
 
 SERVICE = "moeray.v1.InferenceService"
@@ -149,7 +149,7 @@ async def test_a_drain_lets_running_answers_finish_and_listens_no_more() -> None
     engine = FakeEngine("e1", scripts=[Script(ANSWER, gate=gate)])
     async with drainable(engine) as gateway:
         running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
-        await until_submitted(engine)
+        await until(lambda: bool(engine.submits))
         draining = asyncio.create_task(gateway.process.drain())
         async with asyncio.timeout(HANG_S):
             while await can_connect(gateway.target):
@@ -197,7 +197,7 @@ async def test_a_drain_that_ends_early_cancels_no_stop_of_grpcs(
         watch = health_pb2_grpc.HealthStub(gateway.channel).Watch(health_pb2.HealthCheckRequest())
         await watch.read()
         running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
-        await until_submitted(engine)
+        await until(lambda: bool(engine.submits))
         draining = asyncio.create_task(gateway.process.drain())
         assert (await watch.read()).status == NOT_SERVING
         gate.set()
@@ -215,7 +215,7 @@ async def test_another_gateway_on_the_port_takes_over_at_once() -> None:
         second = GatewayProcess(settings, gateway.router, tokenizer(), gateway_id="second")
         await second.start()
         running = gateway.stub.Complete(pb.CompleteRequest(generation=ask()))
-        await until_submitted(engine)
+        await until(lambda: bool(engine.submits))
         draining = asyncio.create_task(gateway.process.drain())
         await asyncio.sleep(0.1)  # the drain runs in this loop
         found = {await gateway_id(gateway.target) for _ in range(20)}
@@ -243,12 +243,6 @@ async def gateway_id(target: str) -> str:
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         return str((await stub.GetServerInfo(pb.GetServerInfoRequest())).gateway_id)
-
-
-async def until_submitted(engine: FakeEngine) -> None:
-    async with asyncio.timeout(HANG_S):
-        while not engine.submits:
-            await asyncio.sleep(0.005)
 
 
 async def test_gateways_of_one_cluster_share_their_port() -> None:

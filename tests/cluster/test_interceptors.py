@@ -15,7 +15,10 @@ from moeray.cluster.interceptors import Call, OnEnd, RpcBoundary
 from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 
-from .running_gateway import failure, until
+from .hang import until
+from .running_gateway import (
+    failure,
+)
 
 SECRET = "what the user asked"
 

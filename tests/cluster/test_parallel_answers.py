@@ -10,8 +10,7 @@ from moeray.cluster.errors import Unavailable
 from moeray.cluster.parallel_answers import MAX_QUEUED, answer_seed, merged
 from moeray.v1 import inference_pb2 as pb
 
-from .hang import HANG_S
-from .running_gateway import until
+from .hang import HANG_S, until
 
 STARTED = pb.GenerateResponse(started=pb.Started())
 FINISHED = pb.GenerateResponse(finished=pb.Finished())

@@ -22,7 +22,7 @@ from moeray.cluster.router_client import RouterClient, RouterUnreachable
 from tests.cluster.contract_samples import one_rank_engine as engine
 from tests.cluster.contract_samples import request
 
-from .hang import HANG_S
+from .hang import HANG_S, until
 
 
 class LosableRouter:
@@ -82,12 +82,6 @@ async def connected(
         yield router, client, seen
     finally:
         await client.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(HANG_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def place(client: RouterClient, asked: PlacementRequest) -> Placement:

@@ -103,14 +103,15 @@ def compiling() -> Iterator[dict[str, tuple[str, CompiledKernel]]]:
 
 def compiled(prefixes: tuple[str, ...]) -> Iterator[Compiled]:
     draw = Zeros.of("", torch.device("cpu"))
-    known: set[str] = set()
+    chosen = [
+        case for case in CASES if (case.name.startswith(prefixes) if prefixes else case.full_size)
+    ]
     with compiling() as launched:
-        for case in CASES:
-            if case.name.startswith(prefixes) if prefixes else case.full_size:
-                case.op(**case.arguments(draw))
-                for key in launched.keys() - known:
-                    yield _described(case.name, *launched[key])
-                known |= launched.keys()
+        for case in chosen:
+            known = len(launched)
+            case.op(**case.arguments(draw))
+            for name, kernel in list(launched.values())[known:]:
+                yield _described(case.name, name, kernel)
 
 
 def _described(case: str, name: str, kernel: CompiledKernel) -> Compiled:
