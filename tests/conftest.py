@@ -33,7 +33,7 @@ def embedded_model(embedded_cache: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def random_model(embedded_cache: Path) -> Path:
-    """Folder of a small random checkpoint, whose answers end by chance hardly ever."""
+    """Folder of a small random checkpoint, whose answers do not end by chance."""
     from tests.random_model import ensure_random_model
 
     return ensure_random_model(embedded_cache)
