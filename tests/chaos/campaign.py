@@ -5,6 +5,7 @@ import math
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ class _Campaign:
         self._draw = random.Random(plan.seed)
         self._report = Report()
         self._folders = abandoned_folders()
-        self._sockets = 0
+        self._sockets: Counter[str] = Counter()
         self._load: Load
 
     async def prepare(self) -> None:
@@ -177,8 +178,10 @@ class _Campaign:
         left = [f"{name}: {value:g}" for name, value in held(self._server).items()]
         if folders := abandoned_folders() - self._folders:
             left.append(f"folders: {sorted(folders)}")
-        if (open_now := sockets(self._server)) > self._sockets:
-            left.append(f"sockets: {open_now}, {self._sockets} before")
+        open_now = sockets(self._server)
+        if open_now.total() > self._sockets.total():
+            more, fewer = open_now - self._sockets, self._sockets - open_now
+            left.append(f"sockets: {dict(more)} more and {dict(fewer)} fewer than before")
         return left
 
 

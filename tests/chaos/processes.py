@@ -6,6 +6,7 @@ import signal
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -130,10 +131,23 @@ def _unlocked(folders: Iterable[Path]) -> Iterable[str]:
             os.close(lock)
 
 
-def sockets(server: Server) -> int:
-    """TCP connections and listeners of the cluster's leaders and gateways."""
+def sockets(server: Server) -> Counter[str]:
+    """TCP connections and listeners of the cluster's leaders and gateways, by what they join."""
     census = Census.take(server)
-    return sum(map(len, map(_connections, census.pids[Kind.LEADER] | census.pids[Kind.GATEWAY])))
+    kinds = {pid: kind for kind in (Kind.LEADER, Kind.GATEWAY) for pid in census.pids[kind]}
+    owners = {c.laddr: _title(c.pid) for c in psutil.net_connections("inet") if c.pid and c.laddr}
+    return Counter(
+        f"{kind} {c.status} {owners.get(c.raddr, '') if c.raddr else 'for all'}".strip()
+        for pid, kind in kinds.items()
+        for c in _connections(pid)
+    )
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path((psutil.Process(pid).cmdline() or [""])[0]).name
+    except psutil.Error:
+        return ""
 
 
 def held(server: Server) -> dict[str, float]:
