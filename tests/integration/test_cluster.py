@@ -75,7 +75,6 @@ def test_an_answer_at_each_effort(client: Client, effort: str, budget: int) -> N
     assert f"Reasoning: {effort}" in client.count_tokens(request).prompt
     answer = ask(client, request)
     usage = answer.usage
-    # Random weights end their analysis by chance about once in 200,000 tokens.
     assert usage.reasoning_tokens == budget
     assert answer.analysis
     assert answer.final

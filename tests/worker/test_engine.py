@@ -128,7 +128,7 @@ def test_answers_are_legal_and_keep_the_budget_exactly(
         budget = request.channel_rules.thinking_budget
         thought = automaton.body_tokens(BodyKind.ANALYSIS)
         if not _declares_tools(request):
-            # Random weights hardly ever end a body: the budget is what ends the analysis.
+            # The random model ends no body: the budget is what ends the analysis.
             assert thought == budget if budget is not None else thought > 20
             assert automaton.body_tokens(BodyKind.FINAL) > 0
         elif budget is not None:
