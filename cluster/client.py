@@ -30,6 +30,8 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 2_500),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
+    # Or else the third ping without data, and each after it, would wait for a minute.
+    ("grpc.http2.max_pings_without_data", 0),
     # Also how long a connection may take to be made.
     ("grpc.min_reconnect_backoff_ms", 2_000),
 )

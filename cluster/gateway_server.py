@@ -59,6 +59,7 @@ class ServerOptions:
             ("grpc.keepalive_timeout_ms", 10_000),
             # What ends a silent connection in grpc 1.85 is the ping's timeout (measured).
             ("grpc.http2.ping_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 0),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", round(self.min_ping_interval_s * 1e3)),
         )
