@@ -1,6 +1,7 @@
 """The processes of a running cluster: victims, proof that a fault took effect, and what is left."""
 
 import fcntl
+import math
 import os
 import signal
 import tempfile
@@ -41,14 +42,14 @@ _TITLES = {
 _WITH_METRICS = (Kind.LEADER, Kind.GATEWAY, Kind.ROUTER)
 _METRICS_PORTS = frozenset(range(9464, 9464 + METRICS_PORTS))
 _HELD = (
-    "moeray_num_requests_running",
-    "moeray_num_requests_waiting",
-    "moeray_kv_cache_usage_perc",
-    "moeray_gateway_requests_running",
-    "moeray_router_running_requests",
-    "moeray_router_waiting_requests",
+    "moeray:num_requests_running",
+    "moeray:num_requests_waiting",
+    "moeray:kv_cache_usage_perc",
+    "moeray:gateway_requests_running",
+    "moeray:router_running_requests",
+    "moeray:router_waiting_requests",
 )
-"""Requests, KV blocks and placements."""
+"""Requests, KV blocks and placements, as they are named in metrics."""
 
 
 class FaultWithoutEffect(Exception):
@@ -151,15 +152,19 @@ def _title(pid: int) -> str:
 
 
 def held(server: Server) -> dict[str, float]:
-    """What processes say that they hold for requests, from their own metrics; empty at rest."""
+    """What processes say that they hold for requests, from their own metrics; empty at rest. What
+    none of them reports counts as held: nan.
+    """
     census = Census.take(server)
     found = {}
+    unreported = set(_HELD)
     for pid in frozenset[int]().union(*(census.pids[kind] for kind in _WITH_METRICS)):
         for sample in _samples(pid):
+            unreported.discard(sample.name)
             if sample.name in _HELD and sample.value:
                 labels = ",".join(sample.labels.values())
                 found[f"{sample.name}{{{labels}}}"] = sample.value
-    return found
+    return found | dict.fromkeys(unreported, math.nan)
 
 
 def _samples(pid: int) -> Iterator[Sample]:
