@@ -119,7 +119,8 @@ def running_group(model: Path, ranks: int) -> Iterator[Group]:
         yield Group(model, 1, LocalRanks(rank))
         return
     store = host_store()
-    sockets = SocketRanks(ranks, step_timeout_s=120)
+    # Machines of tests are busy with other things: slow is not dead.
+    sockets = SocketRanks(ranks, step_timeout_s=120, silence_s=60)
     settings = str(SETTINGS).replace("'", '"')
     arguments = [str(ranks), sockets.path, sockets.secret.hex(), str(store.port), settings]
     processes = [

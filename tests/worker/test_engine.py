@@ -177,7 +177,7 @@ def test_two_ranks_give_the_same_tokens_as_one(
     model: Path, requests: list[EngineRequest], alone: dict[RequestKey, Answer]
 ) -> None:
     store = host_store()
-    group = SocketRanks(2, step_timeout_s=60)
+    group = SocketRanks(2, step_timeout_s=60, silence_s=60)
     arguments = [group.path, group.secret.hex(), str(store.port)]
     processes = [
         subprocess.Popen([sys.executable, "-c", RANK, str(model), str(rank), *arguments])
