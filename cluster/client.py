@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from moeray.cluster.keepalive import keepalive_options
 from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 
@@ -25,14 +26,9 @@ EFFORTS = {
 }
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
-    # A gateway that stands still sends no end of stream. Not below what its server allows. The
-    # keepalive's own timeout does not end a connection in grpc 1.85, the ping's does (measured).
-    ("grpc.keepalive_time_ms", 2_500),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.http2.ping_timeout_ms", 2_000),
-    # Or else the third ping without data, and each after it, would wait for a minute.
-    ("grpc.http2.max_pings_without_data", 0),
-    # Also how long a connection may take to be made.
+    # Not below what its server allows.
+    *keepalive_options(every_s=2.5, timeout_s=2.0),
+    # How long a connection may take to be made.
     ("grpc.min_reconnect_backoff_ms", 2_000),
 )
 """Of a channel to a gateway."""

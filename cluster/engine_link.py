@@ -17,6 +17,7 @@ import structlog
 
 from moeray.cluster.contracts import EngineInfo
 from moeray.cluster.errors import NotReached
+from moeray.cluster.keepalive import keepalive_options
 from moeray.cluster.patience import within
 from moeray.cluster.request_stream import RequestStream
 from moeray.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -41,12 +42,8 @@ ACK_BATCHES: Final = 64
 ACK_S: Final = 0.1
 _CHANNEL_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
-    # An engine that stands still sends no end of stream. Not below what its server allows. The
-    # keepalive's own timeout does not end a connection in grpc 1.85, the ping's does (measured).
-    ("grpc.keepalive_time_ms", 6_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
+    # Not below what its server allows.
+    *keepalive_options(every_s=6.0, timeout_s=5.0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.max_receive_message_length", 64 << 20),

@@ -18,10 +18,12 @@ from grpc_reflection.v1alpha import reflection
 
 from moeray.cluster.inference_service import InferenceService
 from moeray.cluster.interceptors import OnEnd, RpcBoundary
+from moeray.cluster.keepalive import keepalive_options
 from moeray.cluster.port_lock import host_port
 from moeray.v1 import inference_pb2, inference_pb2_grpc
 
 SERVICE: Final = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+_KEEPALIVE_TIMEOUT_S: Final = 10.0
 _IDLE_POLL_S: Final = 0.02
 _LAST_WORDS_S: Final = 0.5
 """How long a drained gateway may take to send what is written."""
@@ -55,11 +57,7 @@ class ServerOptions:
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_connection_age_ms", round(self.max_connection_age_s * 1e3)),
             ("grpc.max_connection_age_grace_ms", round(self.max_connection_age_grace_s * 1e3)),
-            ("grpc.keepalive_time_ms", round(self.keepalive_s * 1e3)),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # What ends a silent connection in grpc 1.85 is the ping's timeout (measured).
-            ("grpc.http2.ping_timeout_ms", 10_000),
-            ("grpc.http2.max_pings_without_data", 0),
+            *keepalive_options(every_s=self.keepalive_s, timeout_s=_KEEPALIVE_TIMEOUT_S),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", round(self.min_ping_interval_s * 1e3)),
         )

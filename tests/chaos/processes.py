@@ -136,15 +136,17 @@ def sockets(server: Server) -> Counter[str]:
     """TCP connections and listeners of the cluster's leaders and gateways, by what they join."""
     census = Census.take(server)
     kinds = {pid: kind for kind in (Kind.LEADER, Kind.GATEWAY) for pid in census.pids[kind]}
-    owners = {c.laddr: _title(c.pid) for c in psutil.net_connections("inet") if c.pid and c.laddr}
+    owners = {c.laddr.port: c.pid for c in psutil.net_connections("inet")}
     return Counter(
-        f"{kind} {c.status} {owners.get(c.raddr, '') if c.raddr else 'for all'}".strip()
+        f"{kind} {c.status} {_title(owners.get(c.raddr.port)) if c.raddr else ''}".strip()
         for pid, kind in kinds.items()
         for c in _connections(pid)
     )
 
 
-def _title(pid: int) -> str:
+def _title(pid: int | None) -> str:
+    if pid is None:
+        return "gone"
     try:
         return Path((psutil.Process(pid).cmdline() or [""])[0]).name
     except psutil.Error:

@@ -16,14 +16,7 @@ from moeray.vocabulary.block_hash import block_hashes
 
 from .fake_engine import FakeEngine, Script
 from .hang import HANG_S, until
-from .running_gateway import (
-    ANSWER,
-    ask,
-    failure,
-    running_gateway,
-    said,
-    tokenizer,
-)
+from .running_gateway import ANSWER, ask, failure, running_gateway, said, tokenizer
 
 COUNTING = said(("final", " ".join(str(number) for number in range(40))))
 

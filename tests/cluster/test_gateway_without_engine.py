@@ -18,13 +18,7 @@ from moeray.v1 import inference_pb2 as pb
 
 from .fake_engine import TOKEN, FakeEngine, Script, running_engine
 from .hang import HANG_S, until
-from .running_gateway import (
-    ANSWER,
-    RunningGateway,
-    ask,
-    failure,
-    tokenizer,
-)
+from .running_gateway import ANSWER, RunningGateway, ask, failure, tokenizer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

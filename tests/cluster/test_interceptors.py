@@ -16,9 +16,7 @@ from moeray.v1 import inference_pb2 as pb
 from moeray.v1 import inference_pb2_grpc
 
 from .hang import until
-from .running_gateway import (
-    failure,
-)
+from .running_gateway import failure
 
 SECRET = "what the user asked"
 
