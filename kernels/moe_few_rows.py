@@ -20,7 +20,7 @@ from moeray.kernels.expert_sums import tree_of_groups
 from moeray.kernels.expert_tile import expert_bias
 from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
-from moeray.kernels.mxfp4_half import load_tile, tile_product
+from moeray.kernels.mxfp4_half import load_rows, load_tile, tile_product
 from moeray.kernels.mxfp4_product import swiglu
 from moeray.kernels.scaled_rows import HalfRows, half_rows
 
@@ -30,14 +30,18 @@ MOST_ROWS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class FewRowsConfig:
-    """Shapes of programs, by default those measured best on an H200: weight rows of one program,
-    16, 32 or 64; and its warps, among which each row's values are dealt."""
+    """Shapes of programs: weight rows of one, 16, 32 or 64; its warps, among which each row's
+    values are dealt; and for how many of its steps the first kernel asks for the rows before the
+    weights, so that products begin with the first weights and not after the last."""
 
     tile: int = 16
     warps: int = 2
+    ahead: int = 0
 
 
-_BEST: Final = FewRowsConfig()
+def config_for(rows: int) -> FewRowsConfig:
+    """The configuration measured best on an H200."""
+    return FewRowsConfig(ahead=5 if rows == 1 else 4)
 
 
 def experts_few_rows(
@@ -47,10 +51,11 @@ def experts_few_rows(
     held: ExpertWeights,
     *,
     halves: HalfRows | None = None,
-    config: FewRowsConfig = _BEST,
+    config: FewRowsConfig | None = None,
 ) -> Tensor:
     """``moe.expert_sums`` for at most ``MOST_ROWS`` rows; x [R, H], R at least 1."""
     rows, top_k = experts.shape
+    config = config or config_for(rows)
     chosen = rows * top_k
     columns = held.down.rows
     hidden = torch.empty((chosen, held.down.columns), dtype=torch.float16, device=x.device)
@@ -80,6 +85,7 @@ def experts_few_rows(
         held.gate_up.columns,
         LIMIT=held.limit,
         ALPHA=held.alpha,
+        AHEAD=config.ahead,
         **shared,
     )
     tiles = columns // config.tile
@@ -177,6 +183,7 @@ def _hidden_values(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr,
     LIMIT: tl.constexpr,
     ALPHA: tl.constexpr,
+    AHEAD: tl.constexpr,
     GROWN: tl.constexpr,
 ):
     wait_for_predecessor()
@@ -185,13 +192,14 @@ def _hidden_values(  # type: ignore[no-untyped-def]
     expert, works, count, places = _assignments(experts_ptr, first_expert, held, R, A, CHOSEN)
     if works:
         first = tl.program_id(0) * BN
+        choices = _choices(places, BM, CHOSEN)
+        rows = choices // TOP_K
+        ahead = load_rows(x_ptr, _columns(rows), AHEAD, K, PARTS, BM)
         words, factors = load_tile(
             words_ptr + expert * (N * (K // 4)), factors_ptr + expert * (N * ((K + 127) // 128)),
             first, K, N, BN, PARTS, BM,
         )  # fmt: skip
-        choices = _choices(places, BM, CHOSEN)
-        rows = choices // TOP_K
-        sums = tile_product(words, factors, x_ptr, _columns(rows), K, PARTS, BM)
+        sums = tile_product(words, factors, x_ptr, _columns(rows), ahead, K, PARTS, BM)
         scales = tl.load(x_scales_ptr + rows)[None, :]
         some = tl.arange(0, BM) < count
         for s in tl.static_range(BN // 16):
@@ -239,7 +247,7 @@ def _outputs(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         choices = _choices(places, BM, CHOSEN)
         wait_for_predecessor()
-        sums = tile_product(words, factors, hidden_ptr, _columns(choices), K, PARTS, BM)
+        sums = tile_product(words, factors, hidden_ptr, _columns(choices), (), K, PARTS, BM)
         some = tl.arange(0, BM) < count
         for s in tl.static_range(BN // 16):
             own = tile * BN + s * 16 + tl.arange(0, 16)

@@ -61,13 +61,27 @@ def load_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def load_rows(  # type: ignore[no-untyped-def]
+    x_ptr, rows, STEPS: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr
+):
+    """What the first STEPS steps of ``tile_product`` want of x, for its ``ahead``."""
+    ahead = ()
+    for step in tl.static_range(STEPS):
+        for group in tl.static_range(BM):
+            if step * PARTS * 8 + group * (8 // BM) < K // 32:
+                ahead = ahead + (_rows(x_ptr, rows, step, group, K, PARTS, BM),)  # type: ignore[assignment]  # noqa: RUF005
+    return ahead
+
+
+@triton.jit
 def tile_product(  # type: ignore[no-untyped-def]
-    words, factors, x_ptr, rows, K: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr
+    words, factors, x_ptr, rows, ahead, K: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr
 ):
     """A tile of ``load_tile`` times BM rows of x [R, K] float16.
 
-    rows [8] are the BM rows, 8 / BM times. Returns, by sixteen weight rows, a tuple of float32
-    [16, BM]. The warps' sums are added at the end.
+    rows [8] are the BM rows, 8 / BM times; ``ahead`` is what ``load_rows`` has loaded of them.
+    Returns, by sixteen weight rows, a tuple of float32 [16, BM]. The warps' sums are added at the
+    end.
     """
     STEPS: tl.constexpr = ((K + 255) // 256 + PARTS - 1) // PARTS
     SIXTEENS: tl.constexpr = len(words) // STEPS // 8
@@ -78,7 +92,10 @@ def tile_product(  # type: ignore[no-untyped-def]
         for group in tl.static_range(BM):
             # Where the rows end before, no warp has these blocks.
             if step * PARTS * 8 + group * (8 // BM) < K // 32:
-                x = _rows(x_ptr, rows, step, group, K, PARTS, BM)
+                if step * BM + group < len(ahead):
+                    x = ahead[step * BM + group]
+                else:
+                    x = _rows(x_ptr, rows, step, group, K, PARTS, BM)
                 added = ()
                 for s in tl.static_range(SIXTEENS):
                     part = _group_product(words, x, s, step, group, SIXTEENS, K, PARTS, BM)

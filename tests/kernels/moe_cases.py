@@ -9,6 +9,7 @@ from torch import Tensor
 from moeray.kernels import reference
 from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.moe_few_rows import FewRowsConfig, experts_few_rows
+from moeray.kernels.moe_few_rows import config_for as few_config
 from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
 from moeray.kernels.mxfp4_layout import pack_mxfp4, unpack_mxfp4
 from moeray.kernels.routing import FEW_ROWS, route
@@ -188,6 +189,8 @@ CASES = (
     experts_case("crowded", (8, 64, 64), 4, FewRowsConfig(64, 1), crowded),
     experts_case("four-warps", (8, 64, 320), 1, FewRowsConfig(64, 4)),
     experts_case("last-steps", (8, 320, 64), 1, FewRowsConfig(64, 1)),
+    experts_case("ahead", (8, 320, 64), 2, FewRowsConfig(32, 1, ahead=1)),
+    experts_case("all-ahead", (8, 320, 64), 1, FewRowsConfig(16, 1, ahead=6)),
     experts_case("half-held", (8, 64, 64), 2, FEW, held=slice(4, 8)),
     experts_case("one-row", SMALL, 1, MANY),
     experts_case("spread", (8, 192, 64), 5, MANY),
@@ -198,12 +201,13 @@ CASES = (
     experts_case("float8-left-over", SMALL, 37, FLOAT8, same),
     experts_case("left-over", SMALL, 41, LEFT_OVER, same),
     *(
-        experts_case(f"{model}-{rows}-{tile}-{warps}", size, rows, FewRowsConfig(tile, warps),
-                     chosen, full_size=True)
+        experts_case(f"{model}-{rows}-{config.tile}-{config.warps}-{config.ahead}", size, rows,
+                     config, chosen, full_size=True)
         for model, size in SIZES.items()
-        for rows, tile, warps, chosen in (
-            (1, 16, 2, spread), (1, 64, 4, spread), (2, 16, 2, spread), (2, 32, 4, same),
-            (3, 16, 1, crowded), (8, 16, 8, same),
+        for rows, config, chosen in (
+            (1, few_config(1), spread), (1, FewRowsConfig(64, 4), spread),
+            (2, few_config(2), spread), (2, FewRowsConfig(32, 4), same),
+            (3, FewRowsConfig(16, 1), crowded), (8, FewRowsConfig(16, 8), same),
         )
     ),
     *(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 CASES = (
-    "experts-few-20b-1-16-2",
+    "experts-few-20b-1-16-2-5",
     "experts-many-20b-17-spread",
     "experts-many-20b-400-spread",
     "linear-3x2880-5120",
@@ -49,8 +49,8 @@ def test_registers_hold_what_kernels_work_on(kernels: Kernels) -> None:
 @pytest.mark.parametrize(
     ("case", "kernel"),
     [
-        ("experts-few-20b-1-16-2", "_hidden_values"),
-        ("experts-few-20b-1-16-2", "_outputs"),
+        ("experts-few-20b-1-16-2-5", "_hidden_values"),
+        ("experts-few-20b-1-16-2-5", "_outputs"),
         ("experts-many-20b-17-spread", "_grouped_product"),
         ("experts-many-20b-400-spread", "_grouped_product"),
         ("linear-3x2880-5120", "_tensor_core_kernel"),
@@ -66,7 +66,7 @@ def test_weights_go_from_registers_to_tensor_cores(
 
 def test_no_weight_goes_to_another_thread(kernels: Kernels) -> None:
     """After all loads only sums do."""
-    (hidden_values,) = kernels["experts-few-20b-1-16-2", "_hidden_values"]
+    (hidden_values,) = kernels["experts-few-20b-1-16-2-5", "_hidden_values"]
     assert hidden_values["barriers"] <= 3
     (linear,) = kernels["linear-3x2880-5120", "_tensor_core_kernel"]
     assert linear["barriers"] <= 6

@@ -18,8 +18,9 @@ from triton.runtime.errors import OutOfResources
 
 from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.float8 import SplitRows
-from moeray.kernels.moe_few_rows import MOST_ROWS, FewRowsConfig, experts_few_rows
+from moeray.kernels.moe_few_rows import FewRowsConfig, experts_few_rows
 from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
+from moeray.kernels.routing import HALF_ROWS
 from moeray.kernels.scaled_rows import HalfRows
 from tests.bench.kernels.models import MODELS, Dimensions
 from tests.bench.kernels.moe import COPIES, Layer, benchmark, routed, rows_of
@@ -27,8 +28,8 @@ from tests.bench.kernels.timing import fastest
 
 Config = FewRowsConfig | ManyRowsConfig
 
-FEW = ((16, 1), (16, 2), (16, 4), (32, 2), (32, 4), (64, 4))
-"""Weight rows, warps."""
+FEW = ((16, 2), (16, 2, 3), (16, 2, 4), (16, 2, 5), (16, 1, 6), (16, 4, 3), (32, 4), (64, 4))
+"""Weight rows, warps, steps ahead."""
 MANY: dict[int, tuple[tuple[Any, ...], ...]] = {
     8: ((128, 2, 4, 4, 8, True), (128, 2, 5, 4, 8, True), (128, 4, 3, 4, 8, True)),
     16: ((128, 2, 4, 4, 8, True), (128, 2, 5, 4, 8, True), (128, 4, 3, 4, 8, True),
@@ -78,7 +79,7 @@ def compile_all(models: Sequence[Dimensions], rows: Sequence[int], processes: in
 
 
 def configs(rows: int, choices_per_expert: float) -> Iterator[Config]:
-    if rows <= MOST_ROWS:
+    if rows <= HALF_ROWS:
         for choice in FEW:
             yield FewRowsConfig(*choice)
     for height, choices in MANY.items():
