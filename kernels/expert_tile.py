@@ -1,5 +1,5 @@
-"""What the kernels of few and of many rows share: a tile of an expert's outputs, and where its
-hidden values go, in Triton.
+"""A tile of an expert's outputs, in Triton: its biases, gpt-oss's SwiGLU, and where hidden values
+go.
 """
 
 import triton
@@ -7,41 +7,6 @@ from triton import language as tl
 
 from moeray.kernels.float8 import store_terms
 from moeray.kernels.launch import wide
-from moeray.kernels.mxfp4_float8 import split_product
-from moeray.kernels.mxfp4_product import product
-
-
-@triton.jit
-def expert_product(  # type: ignore[no-untyped-def]
-    x_ptr,
-    scales_ptr,
-    rows,
-    some,
-    words_ptr,
-    factors_ptr,
-    n,
-    first,
-    last,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Weight rows n [BN] of one expert times ``rows`` [BM] of x: float32 [BN, BM].
-
-    x are bfloat16 rows, or the terms of ``SplitRows`` with their scales. ``first`` and ``last`` as
-    for ``mxfp4_product.product``.
-    """
-    if scales_ptr is None:
-        sums = product(
-            x_ptr, rows, some, words_ptr, factors_ptr, n, n < N, first, last, K, N, CHUNKS, STAGES
-        )
-    else:
-        sums = split_product(
-            x_ptr, rows, some, words_ptr, factors_ptr, n, n < N, first, last, K, N, CHUNKS, STAGES
-        )
-        sums *= tl.load(scales_ptr + rows, mask=some, other=0.0)[None, :]
-    return sums
 
 
 @triton.jit
@@ -51,9 +16,24 @@ def expert_bias(bias_ptr, n, N: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def swiglu(gate_up, LIMIT: tl.constexpr, ALPHA: tl.constexpr):  # type: ignore[no-untyped-def]
+    """gpt-oss's clamped SwiGLU of [BN, BM] float32, rows in eights of gates and ups: [BN / 2, BM].
+
+    ``reference.clamped_swiglu`` has the formula.
+    """
+    BN: tl.constexpr = gate_up.shape[0]
+    BM: tl.constexpr = gate_up.shape[1]
+    eights = tl.reshape(gate_up, (BN // 16, 2, 8, BM))
+    gate, up = tl.split(tl.permute(eights, (0, 2, 3, 1)))
+    ALL: tl.constexpr = tl.PropagateNan.ALL
+    gate = tl.minimum(tl.reshape(gate, (BN // 2, BM)), LIMIT, propagate_nan=ALL)
+    up = tl.clamp(tl.reshape(up, (BN // 2, BM)), -LIMIT, LIMIT, propagate_nan=ALL)
+    return gate * tl.sigmoid(ALPHA * gate) * (up + 1)
+
+
+@triton.jit
 def store_hidden(  # type: ignore[no-untyped-def]
     out_ptr,
-    scales_ptr,
     choices,
     some,
     column,
@@ -61,18 +41,15 @@ def store_hidden(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     GROWN: tl.constexpr,
 ):
-    """Tile ``column`` of the hidden values [BJ, BM] of choices [BM], as bfloat16 rows or as terms.
+    """Tile ``column`` of the hidden values [BJ, BM] of choices [BM], as float16 or in two terms.
 
-    GROWN, a power of two, makes the greatest possible one fit an e4m3.
+    GROWN, a power of two, makes the greatest possible one fit the numbers.
     """
     BJ: tl.constexpr = hidden.shape[0]
     j = column * BJ + tl.arange(0, BJ)
     keep = some[None, :] & (j < WIDTH)[:, None]
-    if scales_ptr is None:
+    if out_ptr.dtype.element_ty == tl.float16:
         at = out_ptr + choices[None, :] * WIDTH + j[:, None]
-        tl.store(at, hidden.to(out_ptr.dtype.element_ty), mask=keep)
+        tl.store(at, (hidden * GROWN).to(tl.float16), mask=keep)
     else:
         store_terms(out_ptr + choices[None, :] * (2 * WIDTH), j[:, None], hidden * GROWN, keep)
-        if column == 0:
-            shrunk = tl.full(choices.shape, 1 / GROWN, tl.float32)
-            tl.store(scales_ptr + choices, shrunk, mask=some)

@@ -37,8 +37,13 @@ class SplitRows(NamedTuple):
 
     @classmethod
     def empty(cls, rows: int, columns: int, device: torch.device) -> "SplitRows":
-        terms = torch.empty((rows, columns // 32, 2, 32), dtype=torch.float8_e4m3fn, device=device)
-        return cls(terms, torch.empty(rows, dtype=torch.float32, device=device))
+        scales = torch.empty(rows, dtype=torch.float32, device=device)
+        return cls(empty_terms(rows, columns, device), scales)
+
+
+def empty_terms(rows: int, columns: int, device: torch.device) -> Tensor:
+    """For the terms of ``SplitRows``."""
+    return torch.empty((rows, columns // 32, 2, 32), dtype=torch.float8_e4m3fn, device=device)
 
 
 def split_rows(x: Tensor) -> SplitRows:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from moeray.kernels import moe_few_rows, moe_many_rows
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.float8 import SplitRows
 from moeray.kernels.routing import HALF_ROWS, Routed
 from moeray.kernels.scaled_rows import HalfRows
 
@@ -33,5 +32,4 @@ def expert_sums(x: Tensor, routed: Routed, held: ExpertWeights) -> Tensor:
     if rows <= HALF_ROWS:
         halves = scaled if isinstance(scaled, HalfRows) else None
         return moe_few_rows.experts_few_rows(x, experts, weights, held, halves=halves)
-    split = scaled if isinstance(scaled, SplitRows) else None
-    return moe_many_rows.experts_many_rows(x, experts, weights, held, split=split)
+    return moe_many_rows.experts_many_rows(x, experts, weights, held, scaled=scaled)

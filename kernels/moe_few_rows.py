@@ -17,12 +17,11 @@ from torch import Tensor
 from triton import language as tl
 
 from moeray.kernels.expert_sums import tree_of_groups
-from moeray.kernels.expert_tile import expert_bias
+from moeray.kernels.expert_tile import expert_bias, swiglu
 from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
 from moeray.kernels.mxfp4_half import load_rows, load_tile, tile_product
-from moeray.kernels.mxfp4_product import swiglu
-from moeray.kernels.scaled_rows import HalfRows, half_rows
+from moeray.kernels.scaled_rows import HALF_MOST, HalfRows, half_rows
 
 MOST_ROWS: Final = 8
 """That these kernels take. From 3 on sorted choices are faster (moe_many_rows.py)."""
@@ -69,7 +68,7 @@ def experts_few_rows(
         "BM": triton.next_power_of_2(rows),
         "BN": config.tile,
         "PARTS": config.warps,
-        "GROWN": _hidden_growth(held),
+        "GROWN": held.hidden_growth(HALF_MOST),
         "num_warps": config.warps,
         **dependent_launch(),
     }
@@ -108,11 +107,6 @@ def experts_few_rows(
         **shared,
     )
     return out
-
-
-def _hidden_growth(held: ExpertWeights) -> float:
-    """The power of two that brings the greatest possible hidden value below float16's."""
-    return held.hidden_growth(torch.finfo(torch.float16).max)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 A program makes one tile of an expert's outputs for up to ``rows`` of the choices that the expert
 got; for the few that are left over, a product of fewer rows. Weights stay in FP4 until they are in
-the registers of the tensor cores: as bfloat16 (mxfp4_product.py), or for few rows of an expert as
+the registers of the tensor cores: as float16 (mxfp4_product.py), or for few rows of an expert as
 8-bit floats (mxfp4_float8.py). Nothing depends on the order in which programs run, so results are
 bitwise repeatable.
 """
@@ -15,32 +15,41 @@ from torch import Tensor
 from triton import language as tl
 
 from moeray.kernels.expert_sums import tree_of_groups
-from moeray.kernels.expert_tile import expert_bias, expert_product, store_hidden
+from moeray.kernels.expert_tile import expert_bias, store_hidden, swiglu
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.float8 import E4M3_MOST, SplitRows, split_rows
+from moeray.kernels.float8 import E4M3_MOST, SplitRows, empty_terms, split_rows
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
 from moeray.kernels.mxfp4_layout import Mxfp4Weight
-from moeray.kernels.mxfp4_product import swiglu
+from moeray.kernels.mxfp4_product import product
 from moeray.kernels.routing import SortedChoices, sort_choices
+from moeray.kernels.scaled_rows import HALF_MOST, HalfRows, half_rows
 
 _COMBINED_COLUMNS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ManyRowsConfig:
-    """Shapes of programs: the most choices of one, its weight rows, its chunks of 64 values a load,
-    loads under way, warps; the fewest choices that a smaller product for what is left over has, of
-    a half and a quarter of the choices; whether products are of 8-bit floats; and the most
-    registers of a thread, where more programs are to fit."""
+    """Shapes of programs."""
 
     rows: int
+    """Choices of one, as long as its expert has so many."""
     tile: int
+    """Its weight rows."""
     chunks: int
+    """Of 64 values, that it loads at once."""
     stages: int
-    warps: int
+    """Loads under way."""
+    warps: int = 4
     least: int = 256
+    """The fewest choices that a smaller product has, of a half and a quarter of ``rows``, for what
+    is left of an expert's choices."""
+    extra: int = 0
+    """Choices that an expert's last program takes beyond ``rows``, with the weights that it has
+    made already; a power of two."""
     float8: bool = False
+    """Whether products are of 8-bit floats."""
     registers: int | None = None
+    """The most of a thread, where more programs are to fit on a multiprocessor."""
 
 
 def config_for(choices: int, experts: int) -> ManyRowsConfig:
@@ -49,17 +58,19 @@ def config_for(choices: int, experts: int) -> ManyRowsConfig:
     if choices <= 16:
         # So few tiles that four programs on a multiprocessor would leave a second round almost
         # empty: three of them, with more loads under way.
-        return ManyRowsConfig(16, tile=128, chunks=4, stages=3, warps=4, least=8, float8=True)
+        return ManyRowsConfig(16, tile=128, chunks=4, stages=3, least=8, float8=True)
     if each <= 10:
-        return ManyRowsConfig(16, tile=128, chunks=2, stages=4, warps=4, least=8, float8=True)
-    if each <= 40:
+        return ManyRowsConfig(16, tile=128, chunks=2, stages=4, least=8, float8=True)
+    if each <= 24:
         # What does not fit so few registers costs less than a fourth program gains.
-        return ManyRowsConfig(
-            32, tile=128, chunks=2, stages=3, warps=4, least=8, float8=True, registers=128
-        )
-    if each <= 200:
-        return ManyRowsConfig(128, tile=128, chunks=2, stages=3, warps=4, least=32)
-    return ManyRowsConfig(256, tile=128, chunks=2, stages=3, warps=8, least=64)
+        return ManyRowsConfig(32, tile=128, chunks=2, stages=3, least=8, float8=True, registers=128)
+    if each <= 45:
+        return ManyRowsConfig(32, tile=128, chunks=1, stages=4, least=16, extra=16, registers=128)
+    if each <= 90:
+        return ManyRowsConfig(64, tile=128, chunks=1, stages=4, least=16, extra=16, registers=168)
+    if each <= 400:
+        return ManyRowsConfig(128, tile=128, chunks=1, stages=4, least=32, extra=16)
+    return ManyRowsConfig(128, tile=128, chunks=1, stages=4, least=32)
 
 
 def experts_many_rows(
@@ -68,23 +79,32 @@ def experts_many_rows(
     weights: Tensor,
     held: ExpertWeights,
     *,
-    split: SplitRows | None = None,
+    scaled: HalfRows | SplitRows | None = None,
     config: ManyRowsConfig | None = None,
 ) -> Tensor:
-    """``moe.expert_sums`` for any number of rows; x [R, H], R at least 1."""
+    """``moe.expert_sums`` for any number of rows; x [R, H], R at least 1.
+
+    ``scaled`` are the same rows as the kernels want them, if somebody has made them already; not
+    looked at where the configuration wants the other kind.
+    """
     choices = experts.numel()
     config = config or config_for(choices, held.group_experts * 8)
     tiles = sort_choices(
-        experts, first_expert=held.first_expert, held=held.gate_up.experts, tile=config.rows
+        experts,
+        first_expert=held.first_expert,
+        held=held.gate_up.experts,
+        tile=config.rows,
+        extra=config.extra,
     )
     outputs = torch.empty((choices, held.down.rows), dtype=x.dtype, device=x.device)
-    hidden: Tensor | SplitRows
+    width = held.down.columns
+    rows: HalfRows | SplitRows
     if config.float8:
-        rows: Tensor | SplitRows = split or split_rows(x)
-        hidden = SplitRows.empty(choices, held.down.columns, x.device)
+        rows = scaled if isinstance(scaled, SplitRows) else split_rows(x)
+        hidden = empty_terms(choices, width, x.device)
     else:
-        rows = x
-        hidden = torch.empty((choices, held.down.columns), dtype=x.dtype, device=x.device)
+        rows = scaled if isinstance(scaled, HalfRows) else half_rows(x)
+        hidden = torch.empty((choices, width), dtype=torch.float16, device=x.device)
     _gate_up(rows, held, hidden, tiles, config, experts.shape[1])
     _down(hidden, held, outputs, tiles, config)
     return combined(
@@ -98,23 +118,24 @@ def experts_many_rows(
 
 
 def _gate_up(
-    rows: Tensor | SplitRows,
+    rows: HalfRows | SplitRows,
     held: ExpertWeights,
-    hidden: Tensor | SplitRows,
+    hidden: Tensor,
     tiles: SortedChoices,
     config: ManyRowsConfig,
     top_k: int,
 ) -> None:
-    """hidden[c] = SwiGLU of row c // top_k through gate and up of the expert of choice c."""
+    """hidden[c] = SwiGLU of row c // top_k through gate and up of the expert of choice c, as
+    float16 or in two terms, GROWN times too great."""
+    values, scales = rows
     _grouped(
-        rows, held.gate_up, held.gate_up_bias, hidden, tiles, config,
+        values, scales, held.gate_up, held.gate_up_bias, hidden, held, tiles, config,
         DIVIDE=top_k, GATED=True, LIMIT=held.limit, ALPHA=held.alpha,
-        GROWN=held.hidden_growth(E4M3_MOST.value),
     )  # fmt: skip
 
 
 def _down(
-    hidden: Tensor | SplitRows,
+    hidden: Tensor,
     held: ExpertWeights,
     outputs: Tensor,
     tiles: SortedChoices,
@@ -122,30 +143,35 @@ def _down(
 ) -> None:
     """outputs[c] = hidden[c] through down of the expert of choice c."""
     _grouped(
-        hidden, held.down, held.down_bias, outputs, tiles, config,
-        DIVIDE=1, GATED=False, LIMIT=0.0, ALPHA=0.0, GROWN=1.0,
+        hidden, None, held.down, held.down_bias, outputs, held, tiles, config,
+        DIVIDE=1, GATED=False, LIMIT=0.0, ALPHA=0.0,
     )  # fmt: skip
 
 
 def _grouped(
-    rows: Tensor | SplitRows,
+    values: Tensor,
+    scales: Tensor | None,
     weight: Mxfp4Weight,
     bias: Tensor,
-    out: Tensor | SplitRows,
+    out: Tensor,
+    held: ExpertWeights,
     tiles: SortedChoices,
     config: ManyRowsConfig,
     **constants: float,
 ) -> None:
     columns = triton.cdiv(weight.rows, config.tile)
     _grouped_product[(columns * len(tiles.counts),)](
-        *_pair(rows),
+        values,
+        scales,
         *weight,
         bias,
-        *_pair(out),
+        out,
         *tiles,
         N=weight.rows,
         K=weight.columns,
+        GROWN=held.hidden_growth(E4M3_MOST.value if config.float8 else HALF_MOST),
         BM=config.rows,
+        EXTRA=config.extra,
         LEAST=min(config.least, config.rows),
         BN=config.tile,
         CHUNKS=config.chunks,
@@ -157,11 +183,6 @@ def _grouped(
     )
 
 
-def _pair(rows: Tensor | SplitRows) -> tuple[Tensor, Tensor | None]:
-    """Terms and scales; rows that are not split have no scales."""
-    return (rows, None) if isinstance(rows, Tensor) else (rows.terms, rows.scales)
-
-
 @triton.jit
 def _grouped_product(  # type: ignore[no-untyped-def]
     x_ptr,
@@ -170,7 +191,6 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     factors_ptr,
     bias_ptr,
     out_ptr,
-    out_scales_ptr,
     choices_ptr,
     expert_ptr,
     begin_ptr,
@@ -183,6 +203,7 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     ALPHA: tl.constexpr,
     GROWN: tl.constexpr,
     BM: tl.constexpr,
+    EXTRA: tl.constexpr,
     LEAST: tl.constexpr,
     BN: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -204,21 +225,25 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     factors_ptr += expert * (N * ((K + 127) // 128))
     bias_ptr += expert * N
     tile = (
-        x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, out_scales_ptr,
-        choices_ptr, count, column,
+        x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr, out_ptr, choices_ptr,
+        count, column,
     )  # fmt: skip
     # The last tile of an expert is seldom full.
     HALF: tl.constexpr = BM // 2 if BM // 2 >= LEAST else BM
     QUARTER: tl.constexpr = BM // 4 if BM // 4 >= LEAST else HALF
     if QUARTER < HALF:  # noqa: SIM102 - decided when the kernel is compiled
         if count <= QUARTER:
-            _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, QUARTER, BN, CHUNKS, STAGES)
+            _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, QUARTER, 0, BN, CHUNKS, STAGES)
             return
     if HALF < BM:  # noqa: SIM102
         if count <= HALF:
-            _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, HALF, BN, CHUNKS, STAGES)
+            _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, HALF, 0, BN, CHUNKS, STAGES)
             return
-    _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, BM, BN, CHUNKS, STAGES)
+    if EXTRA:  # noqa: SIM102
+        if count > BM:
+            _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, BM, EXTRA, BN, CHUNKS, STAGES)
+            return
+    _tile(tile, N, K, DIVIDE, GATED, LIMIT, ALPHA, GROWN, BM, 0, BN, CHUNKS, STAGES)
 
 
 @triton.jit
@@ -232,35 +257,55 @@ def _tile(  # type: ignore[no-untyped-def]
     ALPHA: tl.constexpr,
     GROWN: tl.constexpr,
     BM: tl.constexpr,
+    EXTRA: tl.constexpr,
     BN: tl.constexpr,
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Weight rows ``column`` BN and on of one expert, for ``count`` choices, at most BM.
+    """Weight rows ``column`` BN and on of one expert, for ``count`` choices, at most BM + EXTRA.
 
     ``tile``: pointers to x and its scales, to the expert's words, factors and biases, to the
-    outputs and their scales, to the tile's choices; count and column.
+    outputs, to the tile's choices; count and column.
     """
     x_ptr, scales_ptr, words_ptr, factors_ptr, bias_ptr = tile[:5]
-    out_ptr, out_scales_ptr, choices_ptr, count, column = tile[5:]
-    places = tl.arange(0, BM)
-    some = places < count
-    choices = tl.load(choices_ptr + places, mask=some, other=0).to(tl.int64)
+    out_ptr, choices_ptr, count, column = tile[5:]
+    choices, rows, there = _pieces(choices_ptr, count, DIVIDE, BM, EXTRA)
     n = column * BN + tl.arange(0, BN)
-    acc = expert_product(
-        x_ptr, scales_ptr, choices // DIVIDE, some, words_ptr, factors_ptr, n,
-        0, (K // 64 + CHUNKS - 1) // CHUNKS, K, N, CHUNKS, STAGES,
-    )  # fmt: skip
-    acc += expert_bias(bias_ptr, n, N)
-    if GATED:
-        store_hidden(
-            out_ptr, out_scales_ptr, choices, some, column, swiglu(acc, LIMIT, ALPHA),
-            N // 2, GROWN,
-        )  # fmt: skip
-    else:
-        keep = some[None, :] & (n < N)[:, None]
-        at = out_ptr + choices[None, :] * N + n[:, None]
-        tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=keep)
+    sums = product(
+        x_ptr, scales_ptr, rows, there, words_ptr, factors_ptr, n, GROWN, K, N, CHUNKS, STAGES
+    )
+    bias = expert_bias(bias_ptr, n, N)
+    for piece in tl.static_range(len(rows)):
+        acc = sums[piece] + bias
+        if GATED:
+            store_hidden(
+                out_ptr, choices[piece], there[piece], column, swiglu(acc, LIMIT, ALPHA),
+                N // 2, GROWN,
+            )  # fmt: skip
+        else:
+            keep = there[piece][None, :] & (n < N)[:, None]
+            at = out_ptr + choices[piece][None, :] * N + n[:, None]
+            tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _pieces(  # type: ignore[no-untyped-def]
+    choices_ptr, count, DIVIDE: tl.constexpr, BM: tl.constexpr, EXTRA: tl.constexpr
+):
+    """A tile's choices in one or two pieces, [BM] and [EXTRA]; their rows; which of them it has."""
+    choices, some = _piece(choices_ptr, count, 0, BM)
+    pieces, rows, there = (choices,), (choices // DIVIDE,), (some,)
+    if EXTRA:
+        choices, some = _piece(choices_ptr, count, BM, EXTRA)
+        pieces, rows, there = pieces + (choices,), rows + (choices // DIVIDE,), there + (some,)  # type: ignore[assignment]  # noqa: RUF005
+    return pieces, rows, there
+
+
+@triton.jit
+def _piece(choices_ptr, count, begin, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    places = begin + tl.arange(0, SIZE)
+    some = places < count
+    return tl.load(choices_ptr + places, mask=some, other=0).to(tl.int64), some
 
 
 def combined(

@@ -1,9 +1,9 @@
-"""Products of few rows with MXFP4 weights on the tensor cores for 8-bit floats, in Triton.
+"""MXFP4 weights as 8-bit floats, and their products with rows, in Triton: of few rows an expert.
 
-For up to 32 rows of an expert, where making weights from their words would keep the memory waiting:
-a weight becomes an e5m2 number, without its scale, with .6 integer instructions; a bfloat16 takes
-1.9 and a product. The rows come as two e4m3 terms (float8.py), which lie under one another, so that
-the weights meet both in one product.
+Where making weights from their words would keep the memory waiting: a weight becomes an e5m2
+number, without its scale, with .6 integer instructions, where a float16 takes 1.1 and half a
+product. The rows come as two e4m3 terms (float8.py), which lie under one another, so that the
+weights meet both in one product.
 
 The sums over the 32 values of one scale are multiplied by it in float32, so each block needs sums
 of its own. The tensor cores make 16 columns at least: with 8 rows, these are the rows' sums over 2
@@ -18,72 +18,59 @@ from moeray.kernels.mxfp4_numbers import e2m1, scale
 
 
 @triton.jit
-def split_product(  # type: ignore[no-untyped-def]
-    terms_ptr,
-    rows,
-    some_rows,
-    words_ptr,
-    factors_ptr,
-    n,
-    some_n,
-    first,
-    last,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Weights [BN, K] times rows [BM, K], in part: float32 [BN, BM].
-
-    terms_ptr points to terms as in ``SplitRows``, of which those of ``rows`` [BM] are taken, 8 or
-    more; the rest is as for ``mxfp4_product.product``.
+def e5m2_values(words):  # type: ignore[no-untyped-def]
+    """The values of each byte, int8 [BN, 32]: those of both blocks of 32, e5m2 (float32 where
+    interpreted), 2**14 times too small.
     """
-    BN: tl.constexpr = n.shape[0]
+    if INTERPRETED:
+        bits = words.to(tl.int32)
+        return e2m1(bits >> 7, bits >> 3) * 2**-14, e2m1(bits >> 6, bits) * 2**-14
+    # Four bytes at once: 5 integer instructions for 8 weights.
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 a, b;
+        shr.u32 a, $2, 2;
+        and.b32 b, $2, 0x80808080;
+        and.b32 a, a, 0x0E0E0E0E;
+        or.b32 $0, a, b;
+        shl.b32 a, $2, 1;
+        and.b32 $1, a, 0x8E8E8E8E;
+        }
+        """,
+        "=r,=r,r",
+        [words],
+        dtype=(tl.float8e5, tl.float8e5),
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def float8_added(  # type: ignore[no-untyped-def]
+    acc, values, factors, terms_ptr, rows, some_rows, chunk, early: tl.constexpr, K: tl.constexpr
+):  # fmt: skip
+    """acc [BN, BLOCKS BM] plus a chunk's weights, both blocks [BN, 32], times rows [BM]."""
     BM: tl.constexpr = rows.shape[0]
-    BLOCKS: tl.constexpr = max(1, 16 // BM)
-    # Chunks of the last load, which may end early.
-    REST: tl.constexpr = (K // 64 - 1) % CHUNKS + 1
-    acc = tl.zeros((BN, BLOCKS * BM), tl.float32)
-    words_ptrs = words_ptr.to(tl.pointer_type(tl.int8)) + n[:, None] * 32
-    factors_ptrs = factors_ptr + n
-    for load in tl.range(first, last, num_stages=STAGES):
-        for part in tl.static_range(CHUNKS):
-            chunk = load * CHUNKS + part
-            words = _words(words_ptrs, some_n, chunk, part >= REST, K, N)
-            if part % 2 == 0:
-                factors = _factors(factors_ptrs, some_n, chunk // 2, K, N)
-            values = _halves(words)
-            block = chunk * 2
-            if BLOCKS == 1:
-                for half in tl.static_range(2):
-                    terms = _terms(terms_ptr, rows, some_rows, block + half, 1, part >= REST, K)
-                    scales = scale(factors, (block + half) % 4)[:, None]
-                    acc = _added(acc, values[half], terms, scales)
-            else:
-                terms = _terms(terms_ptr, rows, some_rows, block, BLOCKS, part >= REST, K)
-                own = tl.arange(0, BLOCKS * BM)[None, :] // BM + block
-                acc = _added(acc, _in_order(values), terms, scale(factors[:, None], own % 4))
-    return tl.sum(tl.reshape(acc, (BN, BLOCKS, BM)), 1)
+    BLOCKS: tl.constexpr = acc.shape[1] // BM
+    block = chunk * 2
+    if BLOCKS == 1:
+        for half in tl.static_range(2):
+            terms = _terms(terms_ptr, rows, some_rows, block + half, 1, early, K)
+            scales = scale(factors, (block + half) % 4)[:, None]
+            acc = _added(acc, values[half], terms, scales)
+    else:
+        terms = _terms(terms_ptr, rows, some_rows, block, BLOCKS, early, K)
+        own = tl.arange(0, BLOCKS * BM)[None, :] // BM + block
+        acc = _added(acc, _in_order(values), terms, scale(factors[:, None], own % 4))
+    return acc
 
 
 @triton.jit
-def _words(  # type: ignore[no-untyped-def]
-    words_ptrs, some_n, chunk, early: tl.constexpr, K: tl.constexpr, N: tl.constexpr
-):
-    """The 32 bytes of a chunk, [BN, 32]; zeros after the rows' last chunk, if they end ``early``.
-
-    words_ptrs [BN, 1] point to the rows' first bytes.
-    """
-    some = some_n[:, None]
-    if early:
-        some = some & (chunk < K // 64)
-    return tl.load(words_ptrs + (chunk * (32 * N) + tl.arange(0, 32))[None, :], mask=some, other=0)
-
-
-@triton.jit
-def _factors(factors_ptrs, some_n, pair, K: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The four scales [BN] of a pair of chunks."""
-    return tl.load(factors_ptrs + pair * N, mask=some_n & (pair < (K + 127) // 128), other=0)
+def blocks_added(sums, BM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[BN, BLOCKS BM] to [BN, BM]."""
+    BLOCKS: tl.constexpr = sums.shape[1] // BM
+    return tl.sum(tl.reshape(sums, (sums.shape[0], BLOCKS, BM)), 1)
 
 
 @triton.jit
@@ -128,32 +115,3 @@ def _in_order(halves):  # type: ignore[no-untyped-def]
     """A chunk's two blocks, [BN, 32] each, in the order of the row, [BN, 64]."""
     both = tl.join(halves[0], halves[1])
     return tl.reshape(tl.permute(both, (0, 2, 1)), (both.shape[0], 64))
-
-
-@triton.jit
-def _halves(words):  # type: ignore[no-untyped-def]
-    """The values of each byte, int8 [BN, 32]: those of both blocks of 32, e5m2 (float32 where
-    interpreted), 2**14 times too small.
-    """
-    if INTERPRETED:
-        bits = words.to(tl.int32)
-        return e2m1(bits >> 7, bits >> 3) * 2**-14, e2m1(bits >> 6, bits) * 2**-14
-    # Four bytes at once: 5 integer instructions for 8 weights.
-    return tl.inline_asm_elementwise(
-        """
-        {
-        .reg .b32 a, b;
-        shr.u32 a, $2, 2;
-        and.b32 b, $2, 0x80808080;
-        and.b32 a, a, 0x0E0E0E0E;
-        or.b32 $0, a, b;
-        shl.b32 a, $2, 1;
-        and.b32 $1, a, 0x8E8E8E8E;
-        }
-        """,
-        "=r,=r,r",
-        [words],
-        dtype=(tl.float8e5, tl.float8e5),
-        is_pure=True,
-        pack=4,
-    )

@@ -16,7 +16,7 @@ import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED, wide
-from moeray.kernels.mxfp4_numbers import e2m1, scale
+from moeray.kernels.mxfp4_numbers import float16_values, scale
 from moeray.kernels.tile_order import along, in_order, neighbours
 
 
@@ -195,9 +195,11 @@ def _first_operand(words, s: tl.constexpr, block: tl.constexpr, SIXTEENS: tl.con
     """A block's weights of sixteen rows, [PARTS, 16, 32]."""
     PARTS: tl.constexpr = words[0].shape[2]
     at: tl.constexpr = (block // 2 * SIXTEENS + s) * 2
-    upper, lower = _values(words[at], block % 2), _values(words[at + 1], block % 2)
-    even = tl.join(upper[0], lower[0])
-    odd = tl.join(upper[1], lower[1])
+    # Of both blocks of a chunk, once: the compiler sees that it is asked for the same again.
+    upper, lower = float16_values(words[at]), float16_values(words[at + 1])
+    FIRST: tl.constexpr = block % 2 * 2
+    even = tl.join(upper[FIRST], lower[FIRST])
+    odd = tl.join(upper[FIRST + 1], lower[FIRST + 1])
     places = tl.reshape(tl.join(even, odd), (4, 8, PARTS, 2, 2, 2, 2))
     return tl.reshape(tl.permute(places, (2, 5, 1, 3, 0, 6, 4)), (PARTS, 16, 32))
 
@@ -219,40 +221,3 @@ def _scales(  # type: ignore[no-untyped-def]
     column = tl.arange(0, 8).reshape(4, 1, 1, 1, 1, 2)
     scales = scale(rows, (group * (8 // BM) + column // BM) % 4)
     return tl.reshape(tl.permute(scales, (2, 4, 1, 0, 3, 5)), (PARTS, 16, 8))
-
-
-@triton.jit
-def _values(words, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Each word's two values of a block of its chunk: tensors of the words' shape, float16 (float32
-    where interpreted), 2**14 times too small.
-    """
-    if INTERPRETED:
-        bits = words.to(tl.int32)
-        even = e2m1(bits >> 6, bits) if block else e2m1(bits >> 7, bits >> 3)
-        odd = e2m1(bits >> 14, bits >> 8) if block else e2m1(bits >> 15, bits >> 11)
-        return even * 2**-14, odd * 2**-14
-    # Two words at once: 9 integer instructions for 8 weights. They make both blocks' values, once:
-    # the compiler sees that it is asked for the same again.
-    both = tl.inline_asm_elementwise(
-        """
-        {
-        .reg .b32 a, b;
-        shr.u32 a, $4, 2;
-        and.b32 b, $4, 0x80808080;
-        and.b32 a, a, 0x0E0E0E0E;
-        or.b32 a, a, b;
-        prmt.b32 $0, a, 0, 0x2404;
-        and.b32 $1, a, 0xFF00FF00;
-        shl.b32 a, $4, 9;
-        and.b32 $2, a, 0x8E008E00;
-        shl.b32 a, $4, 1;
-        and.b32 $3, a, 0x8E008E00;
-        }
-        """,
-        "=r,=r,=r,=r,r",
-        [words],
-        dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
-        is_pure=True,
-        pack=2,
-    )
-    return both[2 * block], both[2 * block + 1]

@@ -12,19 +12,17 @@ products of 8-bit floats, which span a block of 32 values, of one scale, each.
 
 Inside a word the bits of a value stand where few instructions bring them to where a float has
 them. In an e5m2 byte the bits of an e2m1, exponent and mantissa e e m, stand in 3 to 1, as a
-number 2**14 times too small; in a bfloat16 in 8 to 6, 2**126 times too small. So no value needs a
-table, and subnormal ones no case of their own.
+number 2**14 times too small; in a float16, 2**14 times too small as well, the same in its upper
+byte. So no value needs a table, and subnormal ones no case of their own.
 
-    value   sign   e e m          an e5m2 byte by                a bfloat16 by
-    0       7      5, 4, 3        a shift right by 2             shifts left by 8 and 3
-    1       15     13, 12, 11     the same                       a shift right by 5
-    2       6      2, 1, 0        a shift left by 1              shifts left by 9 and 6
-    3       14     10, 9, 8       the same                       shifts left by 1, right by 2
-
-A float16, where it is 2**14 times too small as well, has an e5m2's bits in its upper byte.
+    value   sign   e e m          an e5m2 byte by                a float16 by
+    0       7      5, 4, 3        a shift right by 2             that, and its byte moved up
+    1       15     13, 12, 11     the same                       that
+    2       6      2, 1, 0        a shift left by 1              a shift left by 9
+    3       14     10, 9, 8       the same                       a shift left by 1
 
 Four scales of a row make one word, an exponent in 8 bits each, times 2**14. It is rotated right by
-one bit, so that a rotation by whole bytes brings each to where a float32 or bfloat16 has it.
+one bit, so that a rotation by whole bytes brings each to where a float32 has it.
 
 A chunk of all rows lies together, so that a program, which goes through the chunks of some
 neighbouring rows, reads a stretch of memory at a time, and programs side by side a longer one.
@@ -44,7 +42,9 @@ from triton import language as tl
 CHUNK: Final = 64
 """Values of a row that share 16 words."""
 GREATEST_SCALE: Final = 128
-"""Of e8m0, 2.0: beyond it the one product of scale and 2**126 would overflow a bfloat16."""
+"""Of e8m0, 2.0: a greater one, times 2**14, would overflow a float16."""
+LEAST_SCALE: Final = 98
+"""Of e8m0, 2**-29: times 2**14 a float16 has it as 0."""
 _FACTOR_BIAS: Final = 14
 _ELEMENTS: Final = 1024
 
@@ -80,7 +80,8 @@ def pack_mxfp4(blocks: Tensor, scales: Tensor, *, paired: bool) -> Mxfp4Weight:
 
     ``paired``: rows 2 j and 2 j + 1 are gate and up and are put into eights; N must be a multiple
     of 16 then. Takes no memory beyond the result, which is as large as the input. Raises ValueError
-    where K is no multiple of 64 or a scale is above 2.0, which no trained weight needs.
+    where K is no multiple of 64 or a scale is above 2.0, which no trained weight needs. A scale
+    below 2**-29 becomes that: it changes no weight by more than 1.2e-8.
     """
     _check(blocks, scales, paired)
     experts, rows, scale_blocks, _ = blocks.shape
@@ -90,13 +91,14 @@ def pack_mxfp4(blocks: Tensor, scales: Tensor, *, paired: bool) -> Mxfp4Weight:
     _pack[grid](
         blocks.contiguous(), words, words.numel(), rows, scale_blocks // 2, paired, _ELEMENTS
     )
-    factors = F.pad(_ordered(scales, paired) + _FACTOR_BIAS, (0, -scale_blocks % 4))
+    biased = _ordered(scales, paired).clamp(min=LEAST_SCALE) + _FACTOR_BIAS
+    factors = F.pad(biased, (0, -scale_blocks % 4))
     factors = _rotated_right(factors.contiguous().view(torch.int32), 1)
     return Mxfp4Weight(words, factors.transpose(1, 2).contiguous())
 
 
 def unpack_mxfp4(weight: Mxfp4Weight, *, paired: bool) -> tuple[Tensor, Tensor]:
-    """The checkpoint's blocks and scales that ``pack_mxfp4`` was given."""
+    """The checkpoint's blocks and scales that ``pack_mxfp4`` was given, scales from 2**-29 on."""
     experts, rows, columns = weight.experts, weight.rows, weight.columns
     shape = (experts, rows, columns // 32, 16)
     blocks = torch.empty(shape, dtype=torch.uint8, device=weight.words.device)

@@ -33,7 +33,7 @@ _PARTS: Final = 15
 _PROGRAMS: Final = 132
 """Of many rows' logits: each row's sum in up to so many parts, as long as there are no more
 programs than these, an H200's multiprocessors."""
-_SCANNED: Final = 8192
+_SCANNED: Final = 16384
 """Choices that a sorting program looks at together."""
 
 
@@ -234,7 +234,8 @@ class SortedChoices(NamedTuple):
 
     choices int32 [A]: index r k + j of choice j of row r; the first are those of held experts.
     Tile t holds choices ``begins[t]`` to ``begins[t] + counts[t] - 1`` of expert ``experts[t]`` of
-    the held; int32 [T], T from shapes alone; a tile that is not needed has count 0.
+    the held; int32 [T], T from shapes alone; a tile that is not needed has count 0. An expert's
+    last tile has what is left.
     """
 
     choices: Tensor
@@ -243,10 +244,13 @@ class SortedChoices(NamedTuple):
     counts: Tensor
 
 
-def sort_choices(experts: Tensor, *, first_expert: int, held: int, tile: int) -> SortedChoices:
+def sort_choices(
+    experts: Tensor, *, first_expert: int, held: int, tile: int, extra: int = 0
+) -> SortedChoices:
     """Sorts the choices experts [R, k] int64; held experts are first_expert to + held - 1.
 
-    One expert's choices stay in ascending order. ``tile`` is the most choices of one tile.
+    One expert's choices stay in ascending order. A tile has ``tile`` choices, an expert's last one
+    at most ``tile + extra``.
     """
     size = experts.numel()
     most = size // tile + min(held, size)
@@ -254,7 +258,7 @@ def sort_choices(experts: Tensor, *, first_expert: int, held: int, tile: int) ->
     choices = torch.empty(size, dtype=torch.int32, device=device)
     tiles = [torch.empty(most, dtype=torch.int32, device=device) for _ in range(3)]
     _sort[(held,)](
-        experts, choices, *tiles, size, most, first_expert, held, tile,
+        experts, choices, *tiles, size, most, first_expert, held, tile, extra,
         max(16, triton.next_power_of_2(held)), min(_SCANNED, triton.next_power_of_2(size)),
         num_warps=16 if size > 2048 else 8, **dependent_launch(),
     )  # fmt: skip
@@ -272,7 +276,8 @@ def _sort(  # type: ignore[no-untyped-def]
     most,
     first_expert,
     held,
-    TILE: tl.constexpr,
+    tile,
+    extra,
     BINS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -296,8 +301,8 @@ def _sort(  # type: ignore[no-untyped-def]
         rank = tl.cumsum(mine) - 1
         tl.store(choices_ptr + place + rank, at, mask=mine == 1)
         place += tl.sum(mine)
-    tiles = (counts + (TILE - 1)) // TILE
-    _write_tiles(expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, place, TILE)
+    tiles = (tl.maximum(counts - extra, tl.minimum(counts, 1)) + tile - 1) // tile
+    _write_tiles(expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, place, tile)
     if own == 0:
         for start in tl.range(tl.sum(tiles), most, BINS):
             tl.store(count_ptr + start + bins, 0, mask=start + bins < most)
@@ -305,7 +310,7 @@ def _sort(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _write_tiles(  # type: ignore[no-untyped-def]
-    expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, end, TILE: tl.constexpr
+    expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, end, tile
 ):
     """The tiles of expert ``own``, whose choices are begin to end - 1 of the sorted ones."""
     BINS: tl.constexpr = bins.shape[0]
@@ -314,6 +319,6 @@ def _write_tiles(  # type: ignore[no-untyped-def]
     for start in tl.range(0, number, BINS):
         t = start + bins
         tl.store(expert_ptr + first + t, own + tl.zeros((BINS,), tl.int32), mask=t < number)
-        tl.store(begin_ptr + first + t, begin + t * TILE, mask=t < number)
-        left = tl.minimum(end - begin - t * TILE, TILE)
-        tl.store(count_ptr + first + t, left, mask=t < number)
+        tl.store(begin_ptr + first + t, begin + t * tile, mask=t < number)
+        count = tl.where(t == number - 1, end - begin - t * tile, tile)
+        tl.store(count_ptr + first + t, count, mask=t < number)

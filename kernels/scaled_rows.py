@@ -2,7 +2,7 @@
 the numbers can hold is used, and that power is kept beside it.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import triton
@@ -16,9 +16,12 @@ from moeray.kernels.launch import (
     wide,
 )
 
+HALF_MOST: Final = torch.finfo(torch.float16).max
+"""The greatest float16."""
+
 
 class HalfRows(NamedTuple):
-    """Rows [R, K] as ``mxfp4_half.py`` takes them: row r is values[r] * scales[r].
+    """Rows [R, K] as float16 products take them: row r is values[r] * scales[r].
 
     values float16 [R, K], a row's greatest between 2**14 and 2**15: a bfloat16 stays what it was
     down to 2**-31 of that. scales float32 [R], powers of two, or NaN for a row that has a value

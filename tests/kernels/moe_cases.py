@@ -1,6 +1,7 @@
 """Cases of the router, of MXFP4 layouts and of the experts' sums."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -166,9 +167,10 @@ def pack_case(size: tuple[int, int, int], paired: bool, full_size: bool = False)
     )
 
 
-FEW, MANY = FewRowsConfig(32, 1), ManyRowsConfig(16, 64, 2, 2, 4)
-FLOAT8 = ManyRowsConfig(32, 64, 2, 2, 4, least=8, float8=True)
-LEFT_OVER = ManyRowsConfig(32, 64, 2, 2, 4, least=8)
+FEW, MANY = FewRowsConfig(32, 1), ManyRowsConfig(16, tile=64, chunks=2, stages=2)
+LEFT_OVER = ManyRowsConfig(32, tile=64, chunks=2, stages=2, least=8)
+FLOAT8 = replace(LEFT_OVER, float8=True)
+EXTRA = replace(LEFT_OVER, chunks=1, extra=16)
 CASES = (
     pack_case((2, 128, 64), paired=True),
     pack_case((2, 128, 64), paired=False),
@@ -200,6 +202,10 @@ CASES = (
     experts_case("float8", (8, 192, 64), 17, FLOAT8, crowded),
     experts_case("float8-left-over", SMALL, 37, FLOAT8, same),
     experts_case("left-over", SMALL, 41, LEFT_OVER, same),
+    experts_case("float8-extra", SMALL, 37, replace(FLOAT8, extra=8), same),
+    experts_case("extra", SMALL, 41, EXTRA, same),
+    experts_case("extra-not-full", (8, 192, 64), 61, EXTRA, crowded),
+    experts_case("three-chunks", (8, 320, 64), 9, replace(EXTRA, rows=16, chunks=3), same),
     *(
         experts_case(f"{model}-{rows}-{config.tile}-{config.warps}-{config.ahead}", size, rows,
                      config, chosen, full_size=True)
@@ -215,15 +221,18 @@ CASES = (
         for model, size in SIZES.items()
         for rows, config in (
             # None: what is measured best for so many, another for almost each.
-            (3, None), (17, None), (100, None), (400, None), (1023, None),
-            (9, ManyRowsConfig(8, 64, 2, 4, 4, float8=True)),
-            (18, ManyRowsConfig(16, 64, 4, 3, 4)),
+            (3, None), (17, None), (100, None), (250, None), (400, None), (1023, None),
+            (9, ManyRowsConfig(8, 64, 2, 4, float8=True)),
+            (18, ManyRowsConfig(16, 64, 4, 3)),
+            (401, ManyRowsConfig(32, 128, 1, 4, least=8, extra=8)),
+            (1022, ManyRowsConfig(128, 128, 1, 4, least=32, extra=32)),
+            (1021, ManyRowsConfig(256, 128, 2, 3, warps=8, least=64)),
         )
         for kind in (spread, crowded)
     ),
     *(
-        experts_case(f"{model}-8192", SIZES[model], 8192, None, full_size=True)
-        for model in ("20b", "120b")
+        experts_case(f"{model}-{rows}", SIZES[model], rows, None, full_size=True)
+        for model, rows in (("20b", 4096), ("20b", 8192), ("120b", 8192))
     ),
     experts_case("120b-300-held", SIZES["120b"], 300, None, held=slice(64, 96), full_size=True),
 )  # fmt: skip

@@ -17,7 +17,6 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.float8 import SplitRows
 from moeray.kernels.moe_few_rows import FewRowsConfig, experts_few_rows
 from moeray.kernels.moe_many_rows import ManyRowsConfig, experts_many_rows
 from moeray.kernels.routing import HALF_ROWS
@@ -31,18 +30,23 @@ Config = FewRowsConfig | ManyRowsConfig
 FEW = ((16, 2), (16, 2, 3), (16, 2, 4), (16, 2, 5), (16, 1, 6), (16, 4, 3), (32, 4), (64, 4))
 """Weight rows, warps, steps ahead."""
 MANY: dict[int, tuple[tuple[Any, ...], ...]] = {
-    8: ((128, 2, 4, 4, 8, True), (128, 2, 5, 4, 8, True), (128, 4, 3, 4, 8, True)),
-    16: ((128, 2, 4, 4, 8, True), (128, 2, 5, 4, 8, True), (128, 4, 3, 4, 8, True),
-         (128, 2, 4, 4, 8, True, 96), (64, 4, 3, 4, 16)),
-    32: ((128, 2, 3, 4, 8, True, 128), (128, 2, 3, 4, 8, True, 168), (128, 2, 4, 4, 8, True, 128),
-         (128, 2, 3, 8, 8, True), (256, 2, 3, 8, 8, True), (128, 2, 3, 4, 16)),
-    64: ((128, 2, 3, 4, 16), (128, 2, 3, 4, 16, False, 168), (128, 2, 3, 8, 16),
-         (256, 2, 2, 8, 16)),
-    128: ((128, 2, 3, 4, 32), (128, 2, 3, 8, 32), (256, 2, 3, 8, 32)),
-    256: ((128, 2, 3, 8, 64), (128, 2, 3, 8, 256)),
-}  # fmt: skip
-"""By choices of a program: weight rows, chunks, stages, warps, least choices, float8, registers."""
-SENSIBLE = {8: (0, 6), 16: (0.5, 17), 32: (5, 40), 64: (12, 100), 128: (30, 300), 256: (100, 4096)}
+    8: ((2, 4, 4, 8, 0, True), (4, 3, 4, 8, 0, True)),
+    16: ((2, 4, 4, 8, 0, True), (4, 3, 4, 8, 0, True), (1, 4, 4, 8), (1, 6, 4, 8, 16)),
+    32: (
+        (2, 3, 4, 8, 0, True, 128),
+        (2, 4, 4, 8, 0, True, 128),
+        (1, 4, 4, 8),
+        (1, 4, 4, 16, 16, False, 128),
+        (1, 5, 4, 16, 16, False, 128),
+        (2, 3, 4, 16, 16),
+    ),
+    64: ((1, 4, 4, 16), (1, 4, 4, 16, 16, False, 168), (1, 4, 4, 16, 32), (2, 3, 4, 16, 16)),
+    128: ((1, 4, 4, 32), (1, 4, 4, 32, 16), (1, 4, 4, 32, 32), (1, 4, 4, 64), (1, 4, 8, 32)),
+    256: ((2, 3, 8, 64), (1, 4, 8, 64), (1, 4, 8, 64, 32)),
+}
+"""By choices of a program: chunks, loads under way, warps, least choices, extra, float8, registers;
+of 128 weight rows."""
+SENSIBLE = {8: (0, 6), 16: (0.5, 17), 32: (7, 65), 64: (24, 130), 128: (60, 4096), 256: (150, 4096)}
 """By choices of a program: choices per expert between which it is tried."""
 
 
@@ -86,7 +90,7 @@ def configs(rows: int, choices_per_expert: float) -> Iterator[Config]:
         least, most = SENSIBLE[height]
         if least <= choices_per_expert <= most:
             for choice in choices:
-                yield ManyRowsConfig(height, *choice)
+                yield ManyRowsConfig(height, 128, *choice)
 
 
 def _report(
@@ -121,8 +125,7 @@ def _run(layer: Layer, held: ExpertWeights, x: Tensor, config: Config) -> Tensor
     if isinstance(config, FewRowsConfig):
         halves = scaled if isinstance(scaled, HalfRows) else None
         return experts_few_rows(x, experts, weights, held, halves=halves, config=config)
-    split = scaled if isinstance(scaled, SplitRows) else None
-    return experts_many_rows(x, experts, weights, held, split=split, config=config)
+    return experts_many_rows(x, experts, weights, held, scaled=scaled, config=config)
 
 
 if __name__ == "__main__":
