@@ -273,7 +273,7 @@ async def test_each_answer_has_its_own_tries() -> None:
 async def test_a_client_that_leaves_frees_every_answer_at_once(n: int, ending: str) -> None:
     engine = FakeEngine("e1", scripts=[Script(ANSWER, hold_after=8)] * n)
     async with running_gateway(engine) as gateway:
-        call = gateway.stub.Generate(ask(n=n), timeout=0.5 if ending == "deadline" else None)
+        call = gateway.stub.Generate(ask(n=n), timeout=3 if ending == "deadline" else None)
         events = aiter(call)
         await anext(events)
         await until(lambda: len(engine.submits) == n)
