@@ -161,7 +161,7 @@ def held(server: Server) -> dict[str, float]:
     found = {}
     unreported = set(_HELD)
     for pid in frozenset[int]().union(*(census.pids[kind] for kind in _WITH_METRICS)):
-        for sample in _samples(pid):
+        for sample in metrics_of(pid):
             unreported.discard(sample.name)
             if sample.name in _HELD and sample.value:
                 labels = ",".join(sample.labels.values())
@@ -169,8 +169,8 @@ def held(server: Server) -> dict[str, float]:
     return found | dict.fromkeys(unreported, math.nan)
 
 
-def _samples(pid: int) -> Iterator[Sample]:
-    """Of the one port of a process that speaks HTTP."""
+def metrics_of(pid: int) -> Iterator[Sample]:
+    """All samples at the one port of a process that serves them."""
     ports = {c.laddr.port for c in _connections(pid) if c.status == psutil.CONN_LISTEN}
     for port in ports & _METRICS_PORTS:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
