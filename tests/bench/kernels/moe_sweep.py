@@ -46,7 +46,7 @@ MANY: dict[int, tuple[tuple[Any, ...], ...]] = {
 }
 """By choices of a program: chunks, loads under way, warps, least choices, extra, float8, registers;
 of 128 weight rows."""
-SENSIBLE = {8: (0, 6), 16: (0.5, 17), 32: (7, 65), 64: (24, 130), 128: (60, 4096), 256: (150, 4096)}
+SENSIBLE = {8: (0, 6), 16: (0.2, 17), 32: (7, 65), 64: (24, 130), 128: (60, 4096), 256: (150, 4096)}
 """By choices of a program: choices per expert between which it is tried."""
 
 
