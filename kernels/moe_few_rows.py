@@ -9,7 +9,6 @@ before they wait for the hidden values: so the memory is not idle in between.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 import triton
@@ -22,9 +21,6 @@ from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
 from moeray.kernels.mxfp4_half import load_rows, load_tile, tile_product
 from moeray.kernels.scaled_rows import HALF_MOST, HalfRows, half_rows
-
-MOST_ROWS: Final = 8
-"""That these kernels take. From 3 on sorted choices are faster (moe_many_rows.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,8 @@ def experts_few_rows(
     halves: HalfRows | None = None,
     config: FewRowsConfig | None = None,
 ) -> Tensor:
-    """``moe.expert_sums`` for at most ``MOST_ROWS`` rows; x [R, H], R at least 1."""
+    """``moe.expert_sums`` for 1 to 8 rows; x [R, H]. From 3 on, sorted choices are faster
+    (moe_many_rows.py)."""
     rows, top_k = experts.shape
     config = config or config_for(rows)
     chosen = rows * top_k

@@ -1,10 +1,9 @@
 """The experts of many rows: sorted choices, two grouped products, and the weighted sum.
 
 A program makes one tile of an expert's outputs for up to ``rows`` of the choices that the expert
-got; for the few that are left over, a product of fewer rows. Weights stay in FP4 until they are in
-the registers of the tensor cores: as float16 (mxfp4_product.py), or for few rows of an expert as
-8-bit floats (mxfp4_float8.py). Nothing depends on the order in which programs run, so results are
-bitwise repeatable.
+got, or a few more (``extra``); where fewer are left over, it is a product of fewer rows. Weights
+stay in FP4 until they are in the registers of the tensor cores (mxfp4_product.py). Nothing depends
+on the order in which programs run, so results are bitwise repeatable.
 """
 
 from dataclasses import dataclass

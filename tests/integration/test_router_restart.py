@@ -131,17 +131,20 @@ def test_a_lost_router_disturbs_no_stream_and_comes_back(
 
 def is_matched(server: Server, client: Client, prompt: str) -> bool:
     """Whether the router places a prompt where it knows most of its blocks to be."""
-    matched, blocks = (
-        told(server, f"router_{kind}_blocks_total") for kind in ("matched", "prompt")
-    )
+    matched_before, before = matched_blocks(server)
     started = ask(client, prompt + " And now?")[0]
-    matched = told(server, "router_matched_blocks_total") - matched
-    blocks = told(server, "router_prompt_blocks_total") - blocks
-    assert blocks > 2 * SHARED_BLOCKS
-    if matched < blocks / 2:
+    matched, blocks = matched_blocks(server)
+    assert blocks - before > 2 * SHARED_BLOCKS
+    if matched - matched_before < (blocks - before) / 2:
         return False
     assert started.cached_tokens > 0
     return True
+
+
+def matched_blocks(server: Server) -> tuple[float, float]:
+    """Of all blocks that the router has placed, those that it knew to be cached there; and all."""
+    matched = told(server, "router_matched_blocks_total")
+    return matched, told(server, "router_prompt_blocks_total")
 
 
 def told(server: Server, metric: str) -> float:

@@ -116,9 +116,8 @@ def test_scales_that_are_almost_nothing_are_nothing(
 ) -> None:
     """Where a float16 has no number for them either."""
     x, experts, weights, tensors = case(device, 1)
-    scales = tensors["gate_up_scales"].flatten()
-    scales.copy_(torch.arange(len(scales), device=device) % LEAST_SCALE)
-    tensors["down_scales"].fill_(LEAST_SCALE - 1)
+    for name in ("gate_up_scales", "down_scales"):
+        tensors[name] = torch.randint_like(tensors[name], LEAST_SCALE)
     none = tensors | {
         name: torch.zeros_like(tensors[name]) for name in ("gate_up_blocks", "down_blocks")
     }
