@@ -15,26 +15,35 @@ from moeray.kernels.mxfp4_numbers import float16_values, rotated_left
 def float16_weights(words, factors, odd):  # type: ignore[no-untyped-def]
     """The four values of each word of a chunk [BN, 16]: four such tensors, float16 (float32 where
     interpreted). factors int32 [BN], each with the scales of two chunks; of the first unless
-    ``odd``: one of the first two values, then one of the others.
+    ``odd``.
     """
-    own = rotated_left(factors, odd * 16)
-    low = _repeated(rotated_left(own, 8))
-    high = _repeated(own)
+    both = rotated_left(factors, odd * 24) & 0x7C007C00
+    scales = tl.broadcast_to(both[:, None], words.shape)
     values = float16_values(words)
+    # The first two are of the chunk's first block, the others of its second.
     return (
-        _times(values[0], low), _times(values[1], low),
-        _times(values[2], high), _times(values[3], high),
+        _times_low(values[0], scales), _times_low(values[1], scales),
+        _times_high(values[2], scales), _times_high(values[3], scales),
     )  # fmt: skip
 
 
 @triton.jit
-def _times(values, scales):  # type: ignore[no-untyped-def]
+def _times_low(values, scales):  # type: ignore[no-untyped-def]
+    """Values times the float16 in the lower half of an int32."""
     if INTERPRETED:
-        return values * scales
-    # Two at once.
+        return values * scales.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    # Two at once, which are of one row: the first's scale is both's.
     return tl.inline_asm_elementwise(
-        "mul.rn.f16x2 $0, $1, $2;",
-        "=r,r,r",
+        """
+        {
+        .reg .b16 low, high;
+        .reg .b32 twice;
+        mov.b32 {low, high}, $2;
+        mov.b32 twice, {low, low};
+        mul.rn.f16x2 $0, $1, twice;
+        }
+        """,
+        "=r,r,r,r",
         [values, scales],
         dtype=tl.float16,
         is_pure=True,
@@ -43,16 +52,25 @@ def _times(values, scales):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _repeated(factors):  # type: ignore[no-untyped-def]
-    """Of factors [BN] the scale in its place for a bfloat16, times 2**14, for each of 16 words:
-    float16 (float32 where interpreted) [BN, 16]."""
-    # Of an exponent from 112 to 143, the last 5 bits, one of them turned, are a float16's.
-    exponents = (factors & 0xF80) ^ 0x800
+def _times_high(values, scales):  # type: ignore[no-untyped-def]
     if INTERPRETED:
-        scales = tl.where(exponents > 0, tl.exp2((exponents >> 7).to(tl.float32) - 15), 0.0)
-    else:
-        scales = (exponents << 3).to(tl.int16).to(tl.float16, bitcast=True)
-    return tl.broadcast_to(scales[:, None], (factors.shape[0], 16))
+        return _times_low(values, scales >> 16)
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b16 low, high;
+        .reg .b32 twice;
+        mov.b32 {low, high}, $2;
+        mov.b32 twice, {high, high};
+        mul.rn.f16x2 $0, $1, twice;
+        }
+        """,
+        "=r,r,r,r",
+        [values, scales],
+        dtype=tl.float16,
+        is_pure=True,
+        pack=2,
+    )
 
 
 @triton.jit

@@ -21,8 +21,10 @@ byte. So no value needs a table, and subnormal ones no case of their own.
     2       6      2, 1, 0        a shift left by 1              a shift left by 9
     3       14     10, 9, 8       the same                       a shift left by 1
 
-Four scales of a row make one word, an exponent in 8 bits each, times 2**14. It is rotated right by
-one bit, so that a rotation by whole bytes brings each to where a float32 has it.
+Four scales of a row, two chunks', make one word: an exponent in 8 bits each, of the scale times
+2**30. That is from 128 to 158, so its last 5 bits are the exponent of a float16, of the scale times
+2**14. Those of a chunk's two blocks stand where the two float16 of a word have it, the other chunk's
+8 bits before: so one mask makes both numbers, after a rotation by 24 bits for the odd chunk.
 
 A chunk of all rows lies together, so that a program, which goes through the chunks of some
 neighbouring rows, reads a stretch of memory at a time, and programs side by side a longer one.
@@ -45,7 +47,8 @@ GREATEST_SCALE: Final = 128
 """Of e8m0, 2.0: a greater one, times 2**14, would overflow a float16."""
 LEAST_SCALE: Final = 98
 """Of e8m0, 2**-29: times 2**14 a float16 has it as 0."""
-_FACTOR_BIAS: Final = 14
+_FACTOR_BIAS: Final = 30
+_FACTOR_ROTATION: Final = 10
 _ELEMENTS: Final = 1024
 
 
@@ -53,8 +56,8 @@ class Mxfp4Weight(NamedTuple):
     """e experts' matrices [N, K], K a multiple of 64.
 
     words int16 [e, K / 64, N, 16] as this module's docstring says; factors int32 [e, K / 128, N],
-    of 128 values the four e8m0 scales plus 14, the first in the lowest byte, then rotated right by
-    one bit; K / 128 is rounded up, and what is not there is 0.
+    of 128 values the four e8m0 scales plus 30, of blocks 0, 2, 1 and 3 from the lowest byte on, then
+    rotated left by 10 bits; K / 128 is rounded up, and what is not there is 0.
     """
 
     words: Tensor
@@ -92,8 +95,8 @@ def pack_mxfp4(blocks: Tensor, scales: Tensor, *, paired: bool) -> Mxfp4Weight:
         blocks.contiguous(), words, words.numel(), rows, scale_blocks // 2, paired, _ELEMENTS
     )
     biased = _ordered(scales, paired).clamp(min=LEAST_SCALE) + _FACTOR_BIAS
-    factors = F.pad(biased, (0, -scale_blocks % 4))
-    factors = _rotated_right(factors.contiguous().view(torch.int32), 1)
+    factors = _chunk_by_chunk(F.pad(biased, (0, -scale_blocks % 4)))
+    factors = _rotated_left(factors.contiguous().view(torch.int32), _FACTOR_ROTATION)
     return Mxfp4Weight(words, factors.transpose(1, 2).contiguous())
 
 
@@ -105,7 +108,8 @@ def unpack_mxfp4(weight: Mxfp4Weight, *, paired: bool) -> tuple[Tensor, Tensor]:
     grid = (triton.cdiv(blocks.numel(), _ELEMENTS),)
     _unpack[grid](weight.words, blocks, blocks.numel(), rows, columns // 2, paired, _ELEMENTS)
     factors = weight.factors.transpose(1, 2).contiguous()
-    scales = _rotated_right(factors, 31).view(torch.uint8)[..., : columns // 32] - _FACTOR_BIAS
+    biased = _chunk_by_chunk(_rotated_left(factors, 32 - _FACTOR_ROTATION).view(torch.uint8))
+    scales = biased[..., : columns // 32] - _FACTOR_BIAS
     return blocks, _reordered(scales, paired).contiguous()
 
 
@@ -129,9 +133,14 @@ def _reordered(rows: Tensor, paired: bool) -> Tensor:
     return eights.transpose(2, 3).flatten(1, 3)
 
 
-def _rotated_right(words: Tensor, bits: int) -> Tensor:
+def _chunk_by_chunk(scales: Tensor) -> Tensor:
+    """Of each four scales the middle ones exchanged: a chunk's two stand 16 bits apart, and back."""
+    return scales.unflatten(-1, (-1, 2, 2)).transpose(-1, -2).flatten(-3)
+
+
+def _rotated_left(words: Tensor, bits: int) -> Tensor:
     """int32, by ``bits`` of its 32."""
-    return (words >> bits) & ((1 << (32 - bits)) - 1) | (words << (32 - bits))
+    return (words << bits) | (words >> (32 - bits)) & ((1 << bits) - 1)
 
 
 def _check(blocks: Tensor, scales: Tensor, paired: bool) -> None:

@@ -77,8 +77,8 @@ def float16_values(words):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def scale(factors, i):  # type: ignore[no-untyped-def]
-    """Scale i of the four in a word, times 2**14, float32."""
-    bits = rotated_left(factors, 24 - i * 8)
+    """Scale i of the four in a word, times 2**30, float32."""
+    bits = rotated_left(factors, (13 - i % 2 * 16 - i // 2 * 8) & 31)
     return (bits & 0x7F800000).to(tl.float32, bitcast=True)
 
 

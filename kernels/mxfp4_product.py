@@ -60,7 +60,7 @@ def product(  # type: ignore[no-untyped-def]
             sums = _added(
                 sums, weights, factors, x_ptr, rows, some_rows, chunk, part >= REST, HALF, K
             )
-    return _scaled(sums, scales_ptr, rows, some_rows, GROWN)
+    return _scaled(sums, scales_ptr, rows, some_rows, GROWN, HALF)
 
 
 @triton.jit
@@ -86,7 +86,9 @@ def _added(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _scaled(sums, scales_ptr, rows, some_rows, GROWN: tl.constexpr):  # type: ignore[no-untyped-def]
+def _scaled(  # type: ignore[no-untyped-def]
+    sums, scales_ptr, rows, some_rows, GROWN: tl.constexpr, HALF: tl.constexpr
+):
     """Each piece's sums [BN, BM], times the rows' scales."""
     scaled = ()
     for piece in tl.static_range(len(rows)):
@@ -95,6 +97,6 @@ def _scaled(sums, scales_ptr, rows, some_rows, GROWN: tl.constexpr):  # type: ig
         else:
             own = tl.load(scales_ptr + rows[piece], mask=some_rows[piece], other=0.0)
             scales = own[None, :]
-        added = blocks_added(sums[piece], rows[piece].shape[0])
+        added = sums[piece] if HALF else blocks_added(sums[piece], rows[piece].shape[0])
         scaled = scaled + (added * scales,)  # type: ignore[assignment]  # noqa: RUF005
     return scaled
