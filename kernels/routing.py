@@ -13,7 +13,7 @@ from torch import Tensor
 from triton import language as tl
 
 from moeray.kernels.few_rows import load_bias, load_rows, load_weights, row_sums
-from moeray.kernels.float8 import SplitRows, split_row
+from moeray.kernels.float8 import FLOAT8_CHOICES, SplitRows, split_row
 from moeray.kernels.launch import (
     dependent_launch,
     let_successor_start,
@@ -33,6 +33,8 @@ _PARTS: Final = 15
 _PROGRAMS: Final = 132
 """Of many rows' logits: each row's sum in up to so many parts, as long as there are no more
 programs than these, an H200's multiprocessors."""
+_CONVERTED: Final = 2
+"""Of many rows, those that one program brings into the form that the experts' kernels want."""
 _SCANNED: Final = 16384
 """Choices that a sorting program looks at together."""
 
@@ -41,9 +43,9 @@ class Routed(NamedTuple):
     """What ``route`` says of rows [R, H].
 
     experts [R, k] int64, best first, equal logits by lowest id; weights [R, k] float32, the softmax
-    over those k logits; of up to ``FEW_ROWS`` rows, where H is a multiple of 64, also the rows as
-    the experts' kernels want them, who would else make them so: float16 up to ``HALF_ROWS``, then
-    two terms each.
+    over those k logits; where H is a multiple of 64, also the rows as the experts' kernels want
+    them, who would else make them so: float16 up to ``HALF_ROWS`` and from ``FLOAT8_CHOICES`` an
+    expert on, between them two terms each.
     """
 
     experts: Tensor
@@ -74,11 +76,11 @@ def route(
     if not rows:
         return Routed(chosen, weights, scaled)
     one_warp = {"num_warps": 1, **dependent_launch()}
+    if hidden % 64 == 0:
+        float8 = HALF_ROWS < rows and rows * top_k <= FLOAT8_CHOICES * experts
+        scaled = (SplitRows if float8 else HalfRows).empty(rows, hidden, x.device)
     if rows <= FEW_ROWS:
         logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
-        if hidden % 64 == 0:
-            kind = HalfRows if rows <= HALF_ROWS else SplitRows
-            scaled = kind.empty(rows, hidden, x.device)
         _few_logits[(experts // 4 + 1, rows)](
             x, weight, bias, logits, chosen, weights, *(scaled or (None, None)), tickets,
             hidden, experts, 4, top_k, num_warps=4, **dependent_launch(),
@@ -89,9 +91,10 @@ def route(
         tiles = triton.cdiv(rows, _TILE)
         parts = max(1, min(_PARTS, _PROGRAMS // tiles))
         logits = torch.empty((parts, rows, experts), dtype=torch.float32, device=x.device)
-        _many_logits[(tiles, parts)](
-            x, weight, bias, logits, rows, hidden, experts, _TILE, parts, num_warps=4,
-            **dependent_launch(),
+        conversions = triton.cdiv(rows, _CONVERTED) if scaled else 0
+        _many_logits[(tiles * parts + conversions,)](
+            x, weight, bias, logits, *(scaled or (None, None)), rows, hidden, experts, _TILE, parts,
+            _CONVERTED, num_warps=4, **dependent_launch(),
         )  # fmt: skip
         _top_k[(triton.cdiv(rows, 4),)](
             logits, chosen, weights, rows, parts, experts, top_k, 4, **one_warp
@@ -125,10 +128,7 @@ def _few_logits(  # type: ignore[no-untyped-def]
     if tl.program_id(0) == E // BE:
         if scaled_ptr is not None:
             wait_for_predecessor()
-            if scaled_ptr.dtype.element_ty == tl.float16:
-                half_row(x_ptr, scaled_ptr, scales_ptr, row.to(tl.int64), H)
-            else:
-                split_row(x_ptr, scaled_ptr, scales_ptr, row.to(tl.int64), H)
+            _converted(x_ptr, scaled_ptr, scales_ptr, row.to(tl.int64), H)
         return
     expert = tl.program_id(0) * BE + tl.arange(0, BE)
     # No kernel writes the router's weights: they are under way before the rows are there.
@@ -147,26 +147,50 @@ def _few_logits(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _converted(x_ptr, scaled_ptr, scales_ptr, row, H: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Row ``row`` of x as the experts' kernels want it, if they do."""
+    if scaled_ptr is not None:
+        if scaled_ptr.dtype.element_ty == tl.float16:
+            half_row(x_ptr, scaled_ptr, scales_ptr, row, H)
+        else:
+            split_row(x_ptr, scaled_ptr, scales_ptr, row, H)
+
+
+@triton.jit
 def _many_logits(  # type: ignore[no-untyped-def]
     x_ptr,
     weight_ptr,
     bias_ptr,
     logits_ptr,
+    scaled_ptr,
+    scales_ptr,
     rows,
     H: tl.constexpr,
     E: tl.constexpr,
     BR: tl.constexpr,
     PARTS: tl.constexpr,
+    CONVERTED: tl.constexpr,
 ):
-    """All logits of BR rows, on tensor cores: their sums over one of PARTS parts of the inputs."""
+    """All logits of BR rows, on tensor cores: their sums over one of PARTS parts of the inputs.
+
+    Programs beyond those that this takes convert CONVERTED rows each.
+    """
     let_successor_start()
     BLOCK: tl.constexpr = 64
     STEPS: tl.constexpr = (H + BLOCK - 1) // BLOCK
-    expert = tl.arange(0, E)
-    row = tl.program_id(0) * BR + tl.arange(0, BR)
-    part = tl.program_id(1)
-    some = row < rows
+    tiles = (rows + BR - 1) // BR
+    tile, part = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     wait_for_predecessor()
+    if part >= PARTS:
+        first = (tl.program_id(0) - tiles * PARTS) * CONVERTED
+        for i in tl.static_range(CONVERTED):
+            # A row that is not there does the last one's work again.
+            row = tl.minimum(first + i, rows - 1).to(tl.int64)
+            _converted(x_ptr, scaled_ptr, scales_ptr, row, H)
+        return
+    expert = tl.arange(0, E)
+    row = tile * BR + tl.arange(0, BR)
+    some = row < rows
     total = tl.zeros((BR, E), tl.float32)
     for step in tl.range(part * STEPS // PARTS, (part + 1) * STEPS // PARTS, num_stages=4):
         k = step * BLOCK + tl.arange(0, BLOCK)
