@@ -20,8 +20,8 @@ from moeray.kernels.float8 import E4M3_MOST, SplitRows, empty_terms, split_rows
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
 from moeray.kernels.mxfp4_layout import Mxfp4Weight
 from moeray.kernels.mxfp4_product import product
-from moeray.kernels.routing import SortedChoices, sort_choices
 from moeray.kernels.scaled_rows import HALF_MOST, HalfRows, half_rows
+from moeray.kernels.sorted_choices import SortedChoices, sort_choices
 
 _COMBINED_COLUMNS = 1024
 

@@ -23,8 +23,8 @@ byte. So no value needs a table, and subnormal ones no case of their own.
 
 Four scales of a row, two chunks', make one word: an exponent in 8 bits each, of the scale times
 2**30. That is from 128 to 158, so its last 5 bits are the exponent of a float16, of the scale times
-2**14. Those of a chunk's two blocks stand where the two float16 of a word have it, the other chunk's
-8 bits before: so one mask makes both numbers, after a rotation by 24 bits for the odd chunk.
+2**14. Those of a chunk's two blocks stand where the two float16 of a word have it: one mask makes
+both numbers, for the odd chunk after a rotation by 24 bits.
 
 A chunk of all rows lies together, so that a program, which goes through the chunks of some
 neighbouring rows, reads a stretch of memory at a time, and programs side by side a longer one.
@@ -56,8 +56,8 @@ class Mxfp4Weight(NamedTuple):
     """e experts' matrices [N, K], K a multiple of 64.
 
     words int16 [e, K / 64, N, 16] as this module's docstring says; factors int32 [e, K / 128, N],
-    of 128 values the four e8m0 scales plus 30, of blocks 0, 2, 1 and 3 from the lowest byte on, then
-    rotated left by 10 bits; K / 128 is rounded up, and what is not there is 0.
+    of 128 values the four e8m0 scales plus 30, of blocks 0, 2, 1 and 3 from the lowest byte on,
+    then rotated left by 10 bits; K / 128 is rounded up, and what is not there is 0.
     """
 
     words: Tensor
@@ -134,8 +134,9 @@ def _reordered(rows: Tensor, paired: bool) -> Tensor:
 
 
 def _chunk_by_chunk(scales: Tensor) -> Tensor:
-    """Of each four scales the middle ones exchanged: a chunk's two stand 16 bits apart, and back."""
-    return scales.unflatten(-1, (-1, 2, 2)).transpose(-1, -2).flatten(-3)
+    """Of each four scales the middle two exchanged, so that a chunk's stand 16 bits apart."""
+    pairs: Tensor = scales.unflatten(-1, (-1, 2, 2))
+    return pairs.transpose(-1, -2).flatten(-3)
 
 
 def _rotated_left(words: Tensor, bits: int) -> Tensor:

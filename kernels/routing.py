@@ -1,9 +1,4 @@
-"""Which experts a row goes to, and which rows an expert gets.
-
-``route`` is the router: linear layer, top k and softmax. ``sort_choices`` puts the choices of many
-rows in the order of their experts, for products of many rows with one expert's weights; it is the
-same from run to run, because no atomics decide it.
-"""
+"""Which experts a row goes to: ``route`` is the router, linear layer, top k and softmax."""
 
 from typing import Final, NamedTuple
 
@@ -26,7 +21,6 @@ FEW_ROWS: Final = 16
 """Rows up to which each logit is a sum of its own, without tensor cores."""
 HALF_ROWS: Final = 2
 """Rows up to which the experts' kernels want them as float16 (moe_few_rows.py)."""
-_NONE: Final = tl.constexpr(-1)
 _TILE: Final = 32
 """Of many rows, those of one program."""
 _PARTS: Final = 15
@@ -35,8 +29,6 @@ _PROGRAMS: Final = 132
 programs than these, an H200's multiprocessors."""
 _CONVERTED: Final = 2
 """Of many rows, those that one program brings into the form that the experts' kernels want."""
-_SCANNED: Final = 16384
-"""Choices that a sorting program looks at together."""
 
 
 class Routed(NamedTuple):
@@ -77,7 +69,7 @@ def route(
         return Routed(chosen, weights, scaled)
     one_warp = {"num_warps": 1, **dependent_launch()}
     if hidden % 64 == 0:
-        float8 = HALF_ROWS < rows and rows * top_k <= FLOAT8_CHOICES * experts
+        float8 = rows > HALF_ROWS and rows * top_k <= FLOAT8_CHOICES * experts
         scaled = (SplitRows if float8 else HalfRows).empty(rows, hidden, x.device)
     if rows <= FEW_ROWS:
         logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
@@ -251,98 +243,3 @@ def _choose(logits, chosen_ptr, weights_ptr, row, TOP_K: tl.constexpr):  # type:
     places = row[:, None] * TOP_K + slots[None, :]
     tl.store(chosen_ptr + places, chosen.to(tl.int64))
     tl.store(weights_ptr + places, shares)
-
-
-class SortedChoices(NamedTuple):
-    """The choices of held experts in expert order, cut into tiles that each have one expert.
-
-    choices int32 [A]: index r k + j of choice j of row r; the first are those of held experts.
-    Tile t holds choices ``begins[t]`` to ``begins[t] + counts[t] - 1`` of expert ``experts[t]`` of
-    the held; int32 [T], T from shapes alone; a tile that is not needed has count 0. An expert's
-    last tile has what is left.
-    """
-
-    choices: Tensor
-    experts: Tensor
-    begins: Tensor
-    counts: Tensor
-
-
-def sort_choices(
-    experts: Tensor, *, first_expert: int, held: int, tile: int, extra: int = 0
-) -> SortedChoices:
-    """Sorts the choices experts [R, k] int64; held experts are first_expert to + held - 1.
-
-    One expert's choices stay in ascending order. A tile has ``tile`` choices, an expert's last one
-    at most ``tile + extra``.
-    """
-    size = experts.numel()
-    most = size // tile + min(held, size)
-    device = experts.device
-    choices = torch.empty(size, dtype=torch.int32, device=device)
-    tiles = [torch.empty(most, dtype=torch.int32, device=device) for _ in range(3)]
-    _sort[(held,)](
-        experts, choices, *tiles, size, most, first_expert, held, tile, extra,
-        max(16, triton.next_power_of_2(held)), min(_SCANNED, triton.next_power_of_2(size)),
-        num_warps=16 if size > 2048 else 8, **dependent_launch(),
-    )  # fmt: skip
-    return SortedChoices(choices, *tiles)
-
-
-@triton.jit
-def _sort(  # type: ignore[no-untyped-def]
-    experts_ptr,
-    choices_ptr,
-    expert_ptr,
-    begin_ptr,
-    count_ptr,
-    size,
-    most,
-    first_expert,
-    held,
-    tile,
-    extra,
-    BINS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program for each held expert: counts all choices, then places its own."""
-    let_successor_start()
-    wait_for_predecessor()
-    own = tl.program_id(0)
-    bins = tl.arange(0, BINS)
-    counts = tl.zeros((BINS,), tl.int32)
-    for start in tl.range(0, size, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        local = tl.load(experts_ptr + at, mask=at < size, other=_NONE).to(tl.int32) - first_expert
-        inside = (at < size) & (local >= 0) & (local < held)
-        counts += tl.histogram(tl.where(inside, local, 0), BINS, mask=inside)
-    place = tl.sum(tl.where(bins < own, counts, 0))
-    begin = place
-    for start in tl.range(0, size, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        local = tl.load(experts_ptr + at, mask=at < size, other=_NONE).to(tl.int32) - first_expert
-        mine = ((at < size) & (local == own)).to(tl.int32)
-        rank = tl.cumsum(mine) - 1
-        tl.store(choices_ptr + place + rank, at, mask=mine == 1)
-        place += tl.sum(mine)
-    tiles = (tl.maximum(counts - extra, tl.minimum(counts, 1)) + tile - 1) // tile
-    _write_tiles(expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, place, tile)
-    if own == 0:
-        for start in tl.range(tl.sum(tiles), most, BINS):
-            tl.store(count_ptr + start + bins, 0, mask=start + bins < most)
-
-
-@triton.jit
-def _write_tiles(  # type: ignore[no-untyped-def]
-    expert_ptr, begin_ptr, count_ptr, own, bins, tiles, begin, end, tile
-):
-    """The tiles of expert ``own``, whose choices are begin to end - 1 of the sorted ones."""
-    BINS: tl.constexpr = bins.shape[0]
-    first = tl.sum(tl.where(bins < own, tiles, 0))
-    number = tl.sum(tl.where(bins == own, tiles, 0))
-    for start in tl.range(0, number, BINS):
-        t = start + bins
-        tl.store(expert_ptr + first + t, own + tl.zeros((BINS,), tl.int32), mask=t < number)
-        tl.store(begin_ptr + first + t, begin + t * tile, mask=t < number)
-        count = tl.where(t == number - 1, end - begin - t * tile, tile)
-        tl.store(count_ptr + first + t, count, mask=t < number)

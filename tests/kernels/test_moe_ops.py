@@ -1,5 +1,6 @@
 """The experts' sums: the same bits from run to run and at any number of ranks; bad input."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -8,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from moeray.kernels import reference
+from moeray.kernels import reference, sorted_choices
 from moeray.kernels.expert_weights import ExpertWeights
 from moeray.kernels.moe import expert_sums
 from moeray.kernels.moe_few_rows import FewRowsConfig, experts_few_rows
 from moeray.kernels.moe_many_rows import ManyRowsConfig, combined, experts_many_rows
 from moeray.kernels.mxfp4_layout import LEAST_SCALE, pack_mxfp4
-from moeray.kernels.routing import FEW_ROWS, Routed, route, sort_choices
+from moeray.kernels.routing import FEW_ROWS, Routed, route
+from moeray.kernels.sorted_choices import sort_choices
 from tests.kernels.moe_cases import ALPHA, LIMIT, layer, spread
 from tests.kernels.op_cases import Draw
 
@@ -136,13 +138,38 @@ def test_no_rows_give_no_sums(device: torch.device) -> None:
     assert [len(t) for t in route(x[:0], router, router[:, 0], 4)[:2]] == [0, 0]
 
 
-@pytest.mark.parametrize(("tile", "extra"), [(4, 0), (4, 2), (64, 0), (16, 8)])
-def test_sorted_choices_are_all_and_in_order(device: torch.device, tile: int, extra: int) -> None:
-    draw = Draw.of("sort", device)
-    experts = spread(draw, 50, 16)
+CHOSEN: dict[str, Callable[[Draw], Tensor]] = {
+    "spread": lambda draw: spread(draw, 150, 16),
+    "even experts": lambda draw: spread(draw, 150, 16) // 2 * 2,
+    "one expert": lambda draw: torch.full((150, 4), 11, device=draw.device),
+    "not held": lambda draw: torch.full((150, 4), 12, device=draw.device),
+}
+"""Choices of 16 experts, some of which may get none."""
+
+
+@pytest.fixture(params=["one kernel", "two kernels"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two: five blocks of ``CHOSEN``, the last of them not full, four looked at together."""
+    few = 0 if request.param == "two kernels" else 10**6
+    for name, value in {"FEW_CHOICES": few, "BLOCK": 128, "SUMMED": 4}.items():
+        monkeypatch.setattr(sorted_choices, name, value)
+
+
+@pytest.mark.usefixtures("poisoned", "kernels")
+@pytest.mark.parametrize(
+    ("chosen", "tile", "extra"),
+    [
+        *(("spread", tile, extra) for tile, extra in ((4, 0), (4, 2), (64, 0), (16, 8))),
+        *((chosen, 8, 4) for chosen in ("even experts", "one expert", "not held")),
+    ],
+)
+def test_sorted_choices_are_all_and_in_order(
+    device: torch.device, chosen: str, tile: int, extra: int
+) -> None:
+    experts = CHOSEN[chosen](Draw.of("sort", device))
     got = sort_choices(experts, first_expert=4, held=8, tile=tile, extra=extra)
-    ids = experts.flatten()
-    want = [[c for c in range(ids.numel()) if ids[c] == e] for e in range(4, 12)]
+    ids = experts.flatten().tolist()
+    want = [[c for c, expert in enumerate(ids) if expert == e] for e in range(4, 12)]
     in_order = list(chain.from_iterable(want))
     assert got.choices[: len(in_order)].tolist() == in_order
     tiles = zip(got.experts.tolist(), got.begins.tolist(), got.counts.tolist(), strict=True)
@@ -154,6 +181,32 @@ def test_sorted_choices_are_all_and_in_order(device: torch.device, tile: int, ex
             is_last = len(own) == len(want[expert])
             assert count <= tile + extra if is_last else count == tile
     assert [found.get(e, []) for e in range(8)] == want
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("first_expert", "held", "tile", "extra"), [(0, 128, 32, 16), (7, 3, 16, 0)]
+)
+def test_two_kernels_sort_as_one_does(
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    first_expert: int,
+    held: int,
+    tile: int,
+    extra: int,
+) -> None:
+    """Tile for tile, with blocks as they are."""
+    experts = Draw.of("two", device).integers(0, 128, 1027, 4, dtype=torch.int64)
+    assert experts.numel() > sorted_choices.FEW_CHOICES
+    options = {"first_expert": first_expert, "held": held, "tile": tile, "extra": extra}
+    got = sort_choices(experts, **options)
+    monkeypatch.setattr(sorted_choices, "FEW_CHOICES", experts.numel())
+    want = sort_choices(experts, **options)
+    placed, needed = int(want.counts.sum()), want.counts > 0
+    assert torch.equal(got.choices[:placed], want.choices[:placed])
+    assert torch.equal(got.counts, want.counts)
+    assert torch.equal(got.experts[needed], want.experts[needed])
+    assert torch.equal(got.begins[needed], want.begins[needed])
 
 
 def test_bad_shapes_are_named(device: torch.device) -> None:
