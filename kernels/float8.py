@@ -22,7 +22,7 @@ from moeray.kernels.scaled_rows import scaled_row
 
 E4M3_MOST: Final = tl.constexpr(448.0)
 """The greatest magnitude."""
-FLOAT8_CHOICES: Final = 24
+FLOAT8_CHOICES: Final = 10
 """Choices an expert up to which products with its weights are faster in 8-bit floats."""
 
 

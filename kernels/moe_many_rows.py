@@ -16,7 +16,13 @@ from triton import language as tl
 from moeray.kernels.expert_sums import tree_of_groups
 from moeray.kernels.expert_tile import expert_bias, store_hidden, swiglu
 from moeray.kernels.expert_weights import ExpertWeights
-from moeray.kernels.float8 import E4M3_MOST, SplitRows, empty_terms, split_rows
+from moeray.kernels.float8 import (
+    E4M3_MOST,
+    FLOAT8_CHOICES,
+    SplitRows,
+    empty_terms,
+    split_rows,
+)
 from moeray.kernels.launch import dependent_launch, let_successor_start, wait_for_predecessor
 from moeray.kernels.mxfp4_layout import Mxfp4Weight
 from moeray.kernels.mxfp4_product import product
@@ -58,18 +64,16 @@ def config_for(choices: int, experts: int) -> ManyRowsConfig:
         # So few tiles that four programs on a multiprocessor would leave a second round almost
         # empty: three of them, with more loads under way.
         return ManyRowsConfig(16, tile=128, chunks=4, stages=3, least=8, float8=True)
-    if each <= 10:
+    if each <= FLOAT8_CHOICES:
         return ManyRowsConfig(16, tile=128, chunks=2, stages=4, least=8, float8=True)
-    if each <= 24:
-        # What does not fit so few registers costs less than a fourth program gains.
-        return ManyRowsConfig(32, tile=128, chunks=2, stages=3, least=8, float8=True, registers=128)
     if each <= 45:
-        return ManyRowsConfig(32, tile=128, chunks=1, stages=4, least=16, extra=16, registers=128)
+        return ManyRowsConfig(32, tile=128, chunks=2, stages=3, least=16, extra=16, registers=168)
     if each <= 90:
         return ManyRowsConfig(64, tile=128, chunks=1, stages=4, least=16, extra=16, registers=168)
-    if each <= 400:
+    if each <= 200:
+        # A second program for a few more choices costs more than products that run on would gain.
         return ManyRowsConfig(128, tile=128, chunks=1, stages=4, least=32, extra=16)
-    return ManyRowsConfig(128, tile=128, chunks=1, stages=4, least=32)
+    return ManyRowsConfig(128, tile=128, chunks=2, stages=3, least=32)
 
 
 def experts_many_rows(

@@ -2,6 +2,13 @@
 
 The weights become float16 in the registers from which the tensor cores (wgmma) take them as their
 first operand, with 1.1 integer instructions and half a product each.
+
+A product runs while its program goes on, and reads those registers until it ends. With one product
+in an iteration, Triton (to 3.7) and ptxas (before 13.3) let the next weights overwrite what is
+still read (triton-lang/triton issue 9433): it must be ``settled``. With two, Triton waits for the
+first, and so for all before it; the second runs on while the next iteration's first weights are
+made, in other registers. ``tests/kernels/pending_products.py`` looks whether machine code keeps to
+that.
 """
 
 import triton
@@ -84,8 +91,18 @@ def float16_added(  # type: ignore[no-untyped-def]
     if early:
         some = some & (chunk * 64 + k < K)
     x = tl.load((x_ptr + rows * K)[None, :] + k + chunk * 64, mask=some, other=0.0)
-    # All values in one product, which overlaps with the making of the next weights.
     return tl.dot(_in_order(weights), wide(x), acc)
+
+
+@triton.jit
+def settled(sums):  # type: ignore[no-untyped-def]
+    """The same sums, once their products have ended."""
+    if INTERPRETED:
+        return sums
+    # No instruction, but a use of the sums, for which Triton waits.
+    return tl.inline_asm_elementwise(
+        "// $0", "=f,0", [sums], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit

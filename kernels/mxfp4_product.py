@@ -2,7 +2,7 @@
 
 The weights are the first operand of the tensor cores and the rows the second: 64 weight rows fill
 an instruction however few rows there are, and weights go from the registers in which they are made.
-What they become says what the rows are in: float16 (mxfp4_float16.py) or, faster for up to some 20
+What they become says what the rows are in: float16 (mxfp4_float16.py) or, faster for up to some 10
 rows of an expert, 8-bit floats (mxfp4_float8.py). ``mxfp4_layout.py`` describes the words.
 """
 
@@ -10,7 +10,7 @@ import triton
 from triton import language as tl
 
 from moeray.kernels.mxfp4_float8 import blocks_added, e5m2_values, float8_added
-from moeray.kernels.mxfp4_float16 import float16_added, float16_weights
+from moeray.kernels.mxfp4_float16 import float16_added, float16_weights, settled
 from moeray.kernels.mxfp4_numbers import load_factors, load_words
 
 
@@ -60,6 +60,8 @@ def product(  # type: ignore[no-untyped-def]
             sums = _added(
                 sums, weights, factors, x_ptr, rows, some_rows, chunk, part >= REST, HALF, K
             )
+        if HALF and CHUNKS == 1:
+            sums = _all_settled(sums)
     return _scaled(sums, scales_ptr, rows, some_rows, GROWN, HALF)
 
 
@@ -83,6 +85,14 @@ def _added(  # type: ignore[no-untyped-def]
             acc = float8_added(sums[piece], weights, factors, x_ptr, own, some, chunk, early, K)
         added = added + (acc,)  # type: ignore[assignment]  # noqa: RUF005
     return added
+
+
+@triton.jit
+def _all_settled(sums):  # type: ignore[no-untyped-def]
+    ended = ()
+    for piece in tl.static_range(len(sums)):
+        ended = ended + (settled(sums[piece]),)  # type: ignore[assignment]  # noqa: RUF005
+    return ended
 
 
 @triton.jit

@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 from moeray.kernels import attention_decode
 from tests.kernels.op_cases import Draw
+from tests.kernels.pending_products import overwriting
 from tests.kernels.test_ops import CASES
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -49,6 +50,8 @@ class Compiled:
     barriers: int
     products_from_registers: int
     products_from_shared_memory: int
+    overwriting: int
+    """That write what a product still reads."""
 
 
 class Hopper:
@@ -134,6 +137,7 @@ def _described(case: str, name: str, kernel: CompiledKernel) -> Compiled:
         barriers=len(re.findall(r"\bBAR\.", code)),
         products_from_registers=len(re.findall(r"(?:GMMA\.\S+ R\d+, R\d+, gdesc|HMMA)", code)),
         products_from_shared_memory=from_shared_memory,
+        overwriting=len(overwriting(code)),
     )
 
 

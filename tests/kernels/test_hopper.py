@@ -12,9 +12,9 @@ CASES = (
     "experts-few-20b-1-16-2-5",
     "experts-many-20b-17-spread",
     "experts-many-20b-100-spread",
-    "experts-many-20b-250-spread",
     "experts-many-20b-400-spread",
     "experts-many-20b-1023-spread",
+    "experts-many-20b-8192",
     "linear-3x2880-5120",
     "qkv_projection-64-64-2",
     "route-20b-17",
@@ -44,17 +44,29 @@ def test_each_case_launches_kernels_of_its_own(kernels: Kernels) -> None:
 
 def test_registers_hold_what_kernels_work_on(kernels: Kernels) -> None:
     for name, variants in kernels.items():
-        # 8-bit products of 32 choices give up registers for a fourth program.
-        most = 26 if name == ("experts-many-20b-100-spread", "_grouped_product") else 0
-        assert all(variant["spills"] <= most for variant in variants), name
+        assert all(variant["spills"] == 0 for variant in variants), name
 
 
-@pytest.mark.parametrize(("rows", "programs"), [(17, 4), (100, 4), (250, 4), (400, 3), (1023, 2)])
-def test_programs_fit_on_a_multiprocessor(kernels: Kernels, rows: int, programs: int) -> None:
-    """Of 64 Ki registers, which warps get in steps of 8 a thread, and 227 KiB of shared memory."""
-    for variant in kernels[f"experts-many-20b-{rows}-spread", "_grouped_product"]:
+def test_no_product_loses_its_first_operand(kernels: Kernels) -> None:
+    for name, variants in kernels.items():
+        assert all(variant["overwriting"] == 0 for variant in variants), name
+
+
+@pytest.mark.parametrize(
+    ("rows", "programs"),
+    [
+        ("17-spread", 4),
+        ("100-spread", 3),
+        ("400-spread", 3),
+        ("1023-spread", 2),
+        ("8192", 2),
+    ],
+)
+def test_programs_fit_on_a_multiprocessor(kernels: Kernels, rows: str, programs: int) -> None:
+    """Of 64 Ki registers, which warps get in steps of 8 a thread, and 228 KiB of shared memory."""
+    for variant in kernels[f"experts-many-20b-{rows}", "_grouped_product"]:
         assert programs * 128 * (-(-variant["registers"] // 8) * 8) <= 2**16
-        assert programs * (variant["shared_bytes"] + 1024) <= 227 * 2**10
+        assert programs * (variant["shared_bytes"] + 1024) <= 228 * 2**10
 
 
 @pytest.mark.parametrize(
