@@ -11,11 +11,25 @@ made, in other registers. ``tests/kernels/pending_products.py`` looks whether ma
 that.
 """
 
+from typing import Final
+
 import triton
 from triton import language as tl
 
 from moeray.kernels.launch import INTERPRETED, wide
 from moeray.kernels.mxfp4_numbers import float16_values, rotated_left
+
+_TIMES: Final = """
+{{
+.reg .b16 lower, upper;
+.reg .b32 twice;
+mov.b32 {{lower, upper}}, $2;
+mov.b32 twice, {{{half}, {half}}};
+mul.rn.f16x2 $0, $1, twice;
+}}
+"""
+_TIMES_LOWER: Final = tl.constexpr(_TIMES.format(half="lower"))
+_TIMES_UPPER: Final = tl.constexpr(_TIMES.format(half="upper"))
 
 
 @triton.jit
@@ -29,49 +43,20 @@ def float16_weights(words, factors, odd):  # type: ignore[no-untyped-def]
     values = float16_values(words)
     # The first two are of the chunk's first block, the others of its second.
     return (
-        _times_low(values[0], scales), _times_low(values[1], scales),
-        _times_high(values[2], scales), _times_high(values[3], scales),
+        _times(values[0], scales, False), _times(values[1], scales, False),
+        _times(values[2], scales, True), _times(values[3], scales, True),
     )  # fmt: skip
 
 
 @triton.jit
-def _times_low(values, scales):  # type: ignore[no-untyped-def]
-    """Values times the float16 in the lower half of an int32."""
+def _times(values, scales, UPPER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Values times the float16 in the lower or upper half of an int32."""
     if INTERPRETED:
-        return values * scales.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        half = scales >> 16 if UPPER else scales
+        return values * half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     # Two at once, which are of one row: the first's scale is both's.
     return tl.inline_asm_elementwise(
-        """
-        {
-        .reg .b16 low, high;
-        .reg .b32 twice;
-        mov.b32 {low, high}, $2;
-        mov.b32 twice, {low, low};
-        mul.rn.f16x2 $0, $1, twice;
-        }
-        """,
-        "=r,r,r,r",
-        [values, scales],
-        dtype=tl.float16,
-        is_pure=True,
-        pack=2,
-    )
-
-
-@triton.jit
-def _times_high(values, scales):  # type: ignore[no-untyped-def]
-    if INTERPRETED:
-        return _times_low(values, scales >> 16)
-    return tl.inline_asm_elementwise(
-        """
-        {
-        .reg .b16 low, high;
-        .reg .b32 twice;
-        mov.b32 {low, high}, $2;
-        mov.b32 twice, {high, high};
-        mul.rn.f16x2 $0, $1, twice;
-        }
-        """,
+        _TIMES_UPPER if UPPER else _TIMES_LOWER,
         "=r,r,r,r",
         [values, scales],
         dtype=tl.float16,
