@@ -106,7 +106,7 @@ def tile_product(  # type: ignore[no-untyped-def]
     outputs = ()
     for s in tl.static_range(SIXTEENS):
         blocks = tl.reshape(tl.sum(sums[s], 0), (16, 8 // BM, BM))
-        # The weights were 2**14 too small, their scales 2**30 too great.
+        # Weights were 2**14 too small and scales 2**30 too great.
         outputs = outputs + (tl.sum(blocks, 1) * 2**-16,)  # type: ignore[assignment]  # noqa: RUF005
     return outputs
 

@@ -24,7 +24,8 @@ byte. So no value needs a table, and subnormal ones no case of their own.
 Four scales of a row, two chunks', make one word: an exponent in 8 bits each, of the scale times
 2**30. That is from 128 to 158, so its last 5 bits are the exponent of a float16, of the scale times
 2**14. Those of a chunk's two blocks stand where the two float16 of a word have it: one mask makes
-both numbers, for the odd chunk after a rotation by 24 bits.
+both numbers, for the odd chunk after a rotation by 24 bits. Other rotations bring each of the four
+to where a float32 has its exponent.
 
 A chunk of all rows lies together, so that a program, which goes through the chunks of some
 neighbouring rows, reads a stretch of memory at a time, and programs side by side a longer one.

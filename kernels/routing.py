@@ -36,8 +36,8 @@ class Routed(NamedTuple):
 
     experts [R, k] int64, best first, equal logits by lowest id; weights [R, k] float32, the softmax
     over those k logits; where H is a multiple of 64, also the rows as the experts' kernels want
-    them, who would else make them so: float16 up to ``HALF_ROWS`` and from ``FLOAT8_CHOICES`` an
-    expert on, between them two terms each.
+    them, who would else make them so: float16 up to ``HALF_ROWS`` and above ``FLOAT8_CHOICES``
+    choices an expert, between them two terms each.
     """
 
     experts: Tensor
@@ -56,42 +56,53 @@ def route(
     ``tickets`` int32 zeros [``FEW_ROWS``], kept between calls on one stream and left zero: with
     them up to FEW_ROWS rows take one kernel, whose last program of a row chooses. Else two.
     """
-    experts = weight.shape[0]
-    if x.shape[1] != weight.shape[1] or bias.shape != (experts,):
-        raise ValueError(f"weight: [{experts}, {x.shape[1]}] and bias [{experts}] expected")
+    experts, (rows, hidden) = weight.shape[0], x.shape
+    if hidden != weight.shape[1] or bias.shape != (experts,):
+        raise ValueError(f"weight: [{experts}, {hidden}] and bias [{experts}] expected")
     if experts & (experts - 1) or not 16 <= experts <= 256 or top_k & (top_k - 1):
         raise ValueError("weight, top_k: powers of two expected, 16 to 256 experts")
-    rows, hidden = x.shape
-    chosen = torch.empty((rows, top_k), dtype=torch.int64, device=x.device)
-    weights = torch.empty((rows, top_k), dtype=torch.float32, device=x.device)
     scaled: HalfRows | SplitRows | None = None
-    if not rows:
-        return Routed(chosen, weights, scaled)
-    one_warp = {"num_warps": 1, **dependent_launch()}
-    if hidden % 64 == 0:
+    if rows and hidden % 64 == 0:
         float8 = rows > HALF_ROWS and rows * top_k <= FLOAT8_CHOICES * experts
         scaled = (SplitRows if float8 else HalfRows).empty(rows, hidden, x.device)
-    if rows <= FEW_ROWS:
-        logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
-        _few_logits[(experts // 4 + 1, rows)](
-            x, weight, bias, logits, chosen, weights, *(scaled or (None, None)), tickets,
-            hidden, experts, 4, top_k, num_warps=4, **dependent_launch(),
-        )  # fmt: skip
-        if tickets is None:
-            _top_k[(rows,)](logits, chosen, weights, rows, 1, experts, top_k, 1, **one_warp)
-    else:
-        tiles = triton.cdiv(rows, _TILE)
-        parts = max(1, min(_PARTS, _PROGRAMS // tiles))
-        logits = torch.empty((parts, rows, experts), dtype=torch.float32, device=x.device)
-        conversions = triton.cdiv(rows, _CONVERTED) if scaled else 0
-        _many_logits[(tiles * parts + conversions,)](
-            x, weight, bias, logits, *(scaled or (None, None)), rows, hidden, experts, _TILE, parts,
-            _CONVERTED, num_warps=4, **dependent_launch(),
-        )  # fmt: skip
-        _top_k[(triton.cdiv(rows, 4),)](
-            logits, chosen, weights, rows, parts, experts, top_k, 4, **one_warp
+    chosen = torch.empty((rows, top_k), dtype=torch.int64, device=x.device)
+    weights = torch.empty((rows, top_k), dtype=torch.float32, device=x.device)
+    routed = Routed(chosen, weights, scaled)
+    if rows > FEW_ROWS:
+        _route_many(x, weight, bias, routed)
+    elif rows:
+        _route_few(x, weight, bias, tickets, routed)
+    return routed
+
+
+def _route_few(
+    x: Tensor, weight: Tensor, bias: Tensor, tickets: Tensor | None, routed: Routed
+) -> None:
+    (rows, hidden), experts, top_k = x.shape, len(weight), routed.experts.shape[1]
+    logits = torch.empty((rows, experts), dtype=torch.float32, device=x.device)
+    _few_logits[(experts // 4 + 1, rows)](
+        x, weight, bias, logits, *routed[:2], *(routed.rows or (None, None)), tickets,
+        hidden, experts, 4, top_k, num_warps=4, **dependent_launch(),
+    )  # fmt: skip
+    if tickets is None:
+        _top_k[(rows,)](
+            logits, *routed[:2], rows, 1, experts, top_k, 1, num_warps=1, **dependent_launch()
         )
-    return Routed(chosen, weights, scaled)
+
+
+def _route_many(x: Tensor, weight: Tensor, bias: Tensor, routed: Routed) -> None:
+    (rows, hidden), experts, top_k = x.shape, len(weight), routed.experts.shape[1]
+    tiles = triton.cdiv(rows, _TILE)
+    parts = max(1, min(_PARTS, _PROGRAMS // tiles))
+    conversions = triton.cdiv(rows, _CONVERTED) if routed.rows else 0
+    logits = torch.empty((parts, rows, experts), dtype=torch.float32, device=x.device)
+    _many_logits[(tiles * parts + conversions,)](
+        x, weight, bias, logits, *(routed.rows or (None, None)), rows, hidden, experts, _TILE,
+        parts, _CONVERTED, num_warps=4, **dependent_launch(),
+    )  # fmt: skip
+    _top_k[(triton.cdiv(rows, 4),)](
+        logits, *routed[:2], rows, parts, experts, top_k, 4, num_warps=1, **dependent_launch()
+    )
 
 
 @triton.jit

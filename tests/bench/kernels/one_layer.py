@@ -18,6 +18,8 @@ def main() -> None:
     parser.add_argument("rows", nargs="+", type=int)
     parser.add_argument("--model", choices=[model.name for model in MODELS], default="20b")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("needs a GPU")
     (model,) = (model for model in MODELS if model.name == options.model)
     layer = Layer.random(model, seed=0)
     held = layer.packed()
