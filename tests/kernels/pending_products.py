@@ -21,13 +21,9 @@ _NO_TARGET = re.compile(r"^(ST|RED|LDGSTS|HGMMA|QGMMA)")
 
 def overwriting(code: str) -> list[str]:
     """The instructions of nvdisasm's ``code`` that write a register which a product still reads."""
-    return [instruction for loop in _loops(code) for instruction in _overwriting(loop)]
-
-
-def _loops(code: str) -> Iterator[list[str]]:
-    """The instructions of each loop that has products."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
+    loops: list[slice] = []
     for line in code.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(instructions)
@@ -35,28 +31,34 @@ def _loops(code: str) -> Iterator[list[str]]:
             instructions.append(found[1].strip())
             branch = _BRANCH.search(found[1])
             if branch and branch[1] in labels:
-                loop = instructions[labels[branch[1]] :]
-                if any("GMMA" in instruction for instruction in loop):
-                    yield loop
+                loops.append(slice(labels[branch[1]], len(instructions)))
+    return [
+        instruction
+        for loop in loops
+        if any("GMMA" in instruction for instruction in instructions[loop])
+        for instruction in _overwriting(instructions[loop], instructions[loop.stop :])
+    ]
 
 
-def _overwriting(loop: list[str]) -> Iterator[str]:
-    """Twice around, because products may still run when the next turn begins."""
+def _overwriting(loop: list[str], rest: list[str]) -> Iterator[str]:
+    """Twice around, because products may still run when the next turn begins, and on into the rest
+    of the program until all have ended."""
     groups: list[set[int]] = []
     open_group: set[int] = set()
-    for turn in range(2):
-        for predicated in loop:
-            instruction = _PREDICATE.sub("", predicated)
-            if "GMMA" in instruction:
-                if product := _PRODUCT.match(instruction):
-                    open_group |= set(range(int(product[1]), int(product[1]) + 4))
-                if "gsb0" in instruction:
-                    groups.append(open_group)
-                    open_group = set()
-            elif wait := _WAIT.match(instruction):
-                groups = groups[max(0, len(groups) - int(wait[1], 16)) :]
-            elif turn and _written(instruction) & open_group.union(*groups):
-                yield predicated
+    for place, predicated in enumerate(loop + loop + rest):
+        instruction = _PREDICATE.sub("", predicated)
+        if "GMMA" in instruction:
+            if product := _PRODUCT.match(instruction):
+                open_group |= set(range(int(product[1]), int(product[1]) + 4))
+            if "gsb0" in instruction:
+                groups.append(open_group)
+                open_group = set()
+        elif wait := _WAIT.match(instruction):
+            groups = groups[max(0, len(groups) - int(wait[1], 16)) :]
+        elif place >= len(loop) and _written(instruction) & open_group.union(*groups):
+            yield predicated
+        if place >= 2 * len(loop) and not groups and not open_group:
+            return
 
 
 def _written(instruction: str) -> set[int]:

@@ -10,6 +10,8 @@ LOOP = """
         /*0040*/                   HGMMA.64x32x16.F32 R24, R8, gdesc[UR4], R24, gsb0 ;
 {rest}
         /*0090*/               @P0 BRA `(.L_x_1) ;
+        /*00a0*/                   FADD R10, R24, R25 ;
+        /*00b0*/                   EXIT ;
 """
 
 
@@ -22,8 +24,11 @@ def test_an_ended_product_reads_nothing() -> None:
     assert overwriting(code("WARPGROUP.DEPBAR.LE gsb0, 0x0")) == []
 
 
-def test_the_next_turn_overwrites_what_is_still_read() -> None:
-    assert overwriting(code("WARPGROUP.DEPBAR.LE gsb0, 0x1")) == ["HMUL2 R8, R4, R3.H0_H0"]
+def test_the_next_turn_and_what_follows_overwrite_what_is_still_read() -> None:
+    assert overwriting(code("WARPGROUP.DEPBAR.LE gsb0, 0x1")) == [
+        "HMUL2 R8, R4, R3.H0_H0",
+        "FADD R10, R24, R25",
+    ]
 
 
 def test_a_load_of_several_registers_overwrites_the_last_one() -> None:
