@@ -57,13 +57,15 @@ bench-kernels: setup
 	$(BIN)/python -m tests.bench.kernels --json tests/bench/results/kernels.json
 
 # In processes of a few cases each: workers of pytest-xdist do not start under compute-sanitizer.
-SANITIZED = $(BIN)/pytest --collect-only -q -m 'not gpu' -k 'equals_reference or sort' \
-	tests/kernels/test_ops.py tests/kernels/test_moe_ops.py | grep :: | xargs -d '\n' -P 8 -n 10
+SANITIZED := $(VENV)/sanitized.txt
+SANITIZE = grep :: $(SANITIZED) | xargs -r -d '\n' -P 8 -n 10 compute-sanitizer
 
 sanitize-kernels: export PYTORCH_NO_CUDA_MEMORY_CACHING = 1
 sanitize-kernels: setup
-	$(SANITIZED) compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -q
-	$(SANITIZED) compute-sanitizer --tool racecheck $(BIN)/python -m pytest -q
+	$(BIN)/pytest --collect-only -q -m 'not gpu' -k 'equals_reference or sort' \
+		tests/kernels/test_ops.py tests/kernels/test_moe_ops.py > $(SANITIZED)
+	$(SANITIZE) --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -q
+	$(SANITIZE) --tool racecheck $(BIN)/python -m pytest -q
 
 lint: setup
 	$(BIN)/ruff check
